@@ -48,24 +48,29 @@ class Linearisation:
 
     def hessian(self, v: Tensor) -> Tensor:
         """`H v`: (p,) -> (p,)."""
-        self.products += 1
-        return _pull_back(self._grad_w, (self._w,), v)[0]
+        return self._columns(self._grad_w, (self._w,), v)[0]
 
     def mixed(self, mu: Tensor) -> Tensor:
         """`B mu`: shaped like the rows' inputs -> (p,)."""
-        self.products += 1
-        return _pull_back(self._grad_x, (self._w,), mu)[0]
+        return self._columns(self._grad_x, (self._w,), mu)[0]
 
     def mixed_adjoint(self, u: Tensor) -> Tensor:
         """`B^T u`: (p,) -> shaped like the rows' inputs."""
-        self.products += 1
-        return _pull_back(self._grad_w, (self._x,), u)[0]
+        return self._columns(self._grad_w, (self._x,), u)[0]
 
     def both_adjoint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`(H u, B^T u)` from one backward pass."""
-        self.products += 1
-        hessian, mixed = _pull_back(self._grad_w, (self._w, self._x), u)
+        hessian, mixed = self._columns(self._grad_w, (self._w, self._x), u)
         return hessian, mixed
+
+    def _columns(self, output: Tensor, leaves: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Pull one cotangent back, or each of a block along the last axis."""
+        if cotangent.dim() == output.dim():
+            self.products += 1
+            return _pull_back(output, leaves, cotangent)
+        self.products += cotangent.shape[-1]
+        parts = [_pull_back(output, leaves, column) for column in cotangent.unbind(-1)]
+        return tuple(torch.stack(part, dim=-1) for part in zip(*parts, strict=True))
 
     def gauss_newton(self, v: Tensor) -> Tensor:
         """`(J^T L'' J / n + decay) v`: the Hessian without the curvature of the network itself, (p,) -> (p,)."""

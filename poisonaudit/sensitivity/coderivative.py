@@ -12,6 +12,7 @@ from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.curvature import CurvatureName, assess_here, solver_for
+from poisonaudit.solvers.extremal import Progress
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,14 @@ class Coderivative:
 
 
 def coderivative(
-    problem: Problem, p: Tensor, curvature: CurvatureName = "hessian", tolerance: float | None = None
+    problem: Problem,
+    p: Tensor,
+    curvature: CurvatureName = "hessian",
+    tolerance: float | None = None,
+    *,
+    method: str = "auto",
+    damping: float = 0.0,
+    progress: Progress | None = None,
 ) -> Coderivative:
     """One adjoint solve and one product with B^T (Theorem 1 of Wang, Wang and Ban, 2025).
 
@@ -46,6 +54,9 @@ def coderivative(
         p: direction in weight space, (p,), e.g. the gradient of an objective.
         curvature: "hessian", or "gauss_newton" as a named approximation.
         tolerance: rank tolerance relative to max |lambda|.
+        method: solver for H, as in `solver_for`.
+        damping: added to H, relative to lambda_max.
+        progress: called with a message and a fraction.
 
     Returns:
         Value, adjoint and the residual of the solve.
@@ -62,7 +73,7 @@ def coderivative(
     p = p.detach()
     if not bool(torch.isfinite(p).all()):
         raise InputRefused("PA210", "p holds NaN or infinite entries. Check the step that produced it.")
-    solver = solver_for(problem, curvature, tolerance)
+    solver = solver_for(problem, curvature, tolerance, method=method, damping=damping, progress=progress)
     solve = solver.solve(-p)
     value = linearise(problem).mixed_adjoint(solve.value)
     validity = assess_here(problem, solver, solve)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import Validity
 from poisonaudit.solvers import DenseSpectrum, Solve, curvature_ends, default_tolerance, lanczos_least_squares
+from poisonaudit.solvers.cholesky import definite_factor
 from poisonaudit.training import relative_gradient
 from poisonaudit.validity import assess
 
@@ -29,6 +31,8 @@ class Curvature(Protocol):
     largest: float
     smallest: float
     kernel_dimension: int | None
+    method: str
+    products: int
 
     @property
     def range_vectors(self) -> Tensor | None:
@@ -37,6 +41,10 @@ class Curvature(Protocol):
 
     def solve(self, rhs: Tensor) -> Solve:
         """Minimum-norm least-squares solution of `H v = rhs`."""
+        ...
+
+    def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
+        """The solution nearest to `start`: `start + H^+ (rhs - H start)`."""
         ...
 
     def inverse(self, rhs: Tensor) -> Tensor:
@@ -56,10 +64,12 @@ class KrylovCurvature:
 
     kernel_dimension: int | None = None
     range_vectors: Tensor | None = None
+    method = "lanczos"
 
     def __init__(self, kept: Linearisation, name: CurvatureName, tolerance: float) -> None:
         self.tolerance = tolerance
         self._product: Callable[[Tensor], Tensor] = kept.hessian if name == "hessian" else kept.gauss_newton
+        self._kept = kept
         weights = kept.problem.weights
         self.smallest, self.largest = curvature_ends(self._product, weights.numel(), weights)
 
@@ -68,8 +78,22 @@ class KrylovCurvature:
         """Largest |lambda|, as far as the Lanczos run saw it."""
         return max(abs(self.smallest), abs(self.largest))
 
+    @property
+    def products(self) -> int:
+        """Products made at this point so far."""
+        return self._kept.products
+
+    def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
+        """The solution nearest to `start`."""
+        solve = self.solve(rhs - self._product(start))
+        return replace(solve, value=start + solve.value)
+
     def solve(self, rhs: Tensor) -> Solve:
         """Minimum-norm least-squares solution of `H v = rhs`."""
+        if rhs.dim() == 2:
+            solves = [self.solve(column.contiguous()) for column in rhs.T]
+            worst = max(solves, key=lambda one: one.relative_residual)
+            return replace(worst, value=torch.stack([one.value for one in solves], dim=1))
         return lanczos_least_squares(
             self._product,
             rhs,
@@ -86,19 +110,32 @@ class KrylovCurvature:
 
     def project_kernel(self, z: Tensor) -> Tensor:
         """`z - H^+ H z`."""
+        if z.dim() == 2:
+            return torch.stack([self.project_kernel(column.contiguous()) for column in z.T], dim=1)
         return z - self.inverse(self._product(z))
 
 
-def solver_for(problem: Problem, curvature: CurvatureName = "hessian", tolerance: float | None = None) -> Curvature:
+def solver_for(
+    problem: Problem,
+    curvature: CurvatureName = "hessian",
+    tolerance: float | None = None,
+    *,
+    method: str = "auto",
+    damping: float = 0.0,
+    progress: Any = None,
+) -> Curvature:
     """The curvature at this point, factorised once and kept with the problem.
 
     Args:
         problem: the point.
         curvature: "hessian" (exact) or "gauss_newton" (named as such in results; never used silently).
         tolerance: rank tolerance relative to max |lambda|; default 1e-9 in float64, 1e-5 in float32.
+        method: "auto", "dense" (Cholesky where H is clearly definite, else eigenvectors) or "lanczos".
+        damping: relative to the largest curvature; 0 for none.
+        progress: called with a message and a fraction.
 
     Returns:
-        Dense spectrum up to p = 5,000, Krylov beyond.
+        Dense up to p = 5,000, Krylov beyond.
 
     Raises:
         UsageError: PA301, unknown curvature; PA304, a tolerance outside [0, 1).
@@ -108,10 +145,11 @@ def solver_for(problem: Problem, curvature: CurvatureName = "hessian", tolerance
     if curvature not in _DENSE:
         raise unknown_name(curvature, _DENSE, "curvature")
     cut = default_tolerance(problem.dtype) if tolerance is None else tolerance
-    key = ("curvature", curvature, cut)
+    key = ("curvature", curvature, cut, method, damping)
     if key not in problem.cache:
-        if problem.size <= DENSE_LIMIT:
-            problem.cache[key] = DenseSpectrum(_dense_matrix(problem, curvature), cut)
+        if method == "dense" or (method == "auto" and problem.size <= DENSE_LIMIT):
+            matrix = _dense_matrix(problem, curvature)
+            problem.cache[key] = definite_factor(matrix, cut) or DenseSpectrum(matrix, cut)
         else:
             problem.cache[key] = KrylovCurvature(linearise(problem), curvature, cut)
     kept: Curvature = problem.cache[key]

@@ -13,6 +13,9 @@ from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.curvature import Curvature, CurvatureName, assess_here, solver_for
+from poisonaudit.sensitivity.solution_set import SolutionSet
+from poisonaudit.solvers import Solve
+from poisonaudit.solvers.extremal import Progress
 from poisonaudit.validity import kink_share
 
 
@@ -32,7 +35,9 @@ class GraphicalDerivative:
         tolerance: relative rank tolerance.
         curvature: "hessian" or "gauss_newton".
         scaling: "mean" (the true derivative) or "paper" (1/|K| in the mixed term, n/|K| too long).
-        products: products with H, B and their adjoints made for it (the dense factorisation counts p).
+        products: products with H, B and their adjoints made for it; the dense factorisation (p) counts once per point.
+        solve: how the solver came to it.
+        origin: the trained weights w, (p,).
     """
 
     displacement: Tensor
@@ -45,7 +50,14 @@ class GraphicalDerivative:
     curvature: str
     scaling: str
     products: int
+    solve: Solve = field(repr=False)
+    origin: Tensor = field(repr=False)
     _solver: Curvature = field(repr=False)
+
+    @property
+    def solution_set(self) -> SolutionSet:
+        """The estimated solution set `w + v0 + ker H` as an object: members, dimension, distances."""
+        return SolutionSet(self.origin, self.displacement, self.tolerance, self._solver)
 
     def members(self, count: int, radius: float, seed: int = 0) -> Tensor:
         """Elements of the estimated set, as displacements: `v0 + radius * P_ker z / |P_ker z|` for Gaussian z.
@@ -63,17 +75,7 @@ class GraphicalDerivative:
         Raises:
             UsageError: PA304, count < 1 or radius < 0.
         """
-        if count < 1 or not radius >= 0:
-            raise UsageError("PA304", f"members got count={count}, radius={radius}. Use count >= 1 and radius >= 0.")
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        size = self.displacement.numel()
-        draws = torch.randn(count, size, generator=generator, dtype=torch.float64).to(self.displacement)
-        if self.kernel_dimension == 0:
-            return self.displacement.expand(count, -1).clone()
-        kernel = torch.stack([self._solver.project_kernel(draw) for draw in draws])
-        lengths = kernel.norm(dim=1, keepdim=True)
-        trivial = lengths <= 1e-6 * draws.norm(dim=1, keepdim=True)
-        return self.displacement + torch.where(trivial, torch.zeros_like(kernel), radius * kernel / lengths)
+        return self.displacement + self.solution_set.kernel_draws(count, radius, seed)
 
 
 def graphical_derivative(
@@ -82,6 +84,10 @@ def graphical_derivative(
     curvature: CurvatureName = "hessian",
     scaling: Literal["mean", "paper"] = "mean",
     tolerance: float | None = None,
+    *,
+    method: str = "auto",
+    damping: float = 0.0,
+    progress: Progress | None = None,
 ) -> GraphicalDerivative:
     """`DF(x|w)(mu) = {v : H v + B mu = 0}`, Theorem 1 of Wang, Wang and Ban (2025) with 1/n in both terms.
 
@@ -91,6 +97,9 @@ def graphical_derivative(
         curvature: "hessian", or "gauss_newton" as a named approximation.
         scaling: "mean", or "paper" for that paper's 1/|K| in the mixed term.
         tolerance: rank tolerance relative to max |lambda|.
+        method: solver for H, as in `solver_for`.
+        damping: added to H, relative to lambda_max; the displacement is then that of a damped problem.
+        progress: called with a message and a fraction.
 
     Returns:
         The set, through its minimum-norm element, and what is known about its accuracy.
@@ -104,7 +113,8 @@ def graphical_derivative(
     check_perturbation(problem, mu)
     mu = mu.detach()
     rows = moved_rows(mu)
-    solver = solver_for(problem, curvature, tolerance)
+    solver = solver_for(problem, curvature, tolerance, method=method, damping=damping, progress=progress)
+    solved = solver.products
     if rows.numel() == 0:
         rhs = torch.zeros_like(problem.weights)
     else:
@@ -129,7 +139,9 @@ def graphical_derivative(
         tolerance=solver.tolerance,
         curvature=curvature,
         scaling=scaling,
-        products=solve.products + 2 + (problem.size if solver.kernel_dimension is not None else 0),
+        products=solver.products - solved + 2,
+        solve=solve,
+        origin=problem.weights,
         _solver=solver,
     )
 

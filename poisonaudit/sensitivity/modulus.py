@@ -1,30 +1,31 @@
-"""Lipschitz modulus of the solution map: joint, and row by row."""
+"""Joint Lipschitz modulus of the solution map, its worst direction and the poison budget it sets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from poisonaudit.errors import NumericalFailure, UsageError
-from poisonaudit.operators import dense_mixed, linearise
+from poisonaudit.errors import UsageError
+from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.curvature import Curvature, assess_here, solver_for
+from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for
+from poisonaudit.sensitivity.sample_space import SampleSpace
 from poisonaudit.sensitivity.stability import displacement_test
+from poisonaudit.solvers.extremal import Progress, SingularValue, largest_singular_value
 from poisonaudit.training import relative_gradient
-from poisonaudit.validity import STATIONARITY_LIMIT
+from poisonaudit.validity import STATIONARITY_LIMIT, assess
 
 # Of |P_ker B| / |B|; single precision leaves more.
 RANGE_LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}
-# Below this many weights the p x p matrix B B^T is formed and decomposed; beyond, ARPACK asks for products.
-_SMALL = 64
-_BLOCK_ENTRIES = 40_000_000
+# Curvature that Lanczos saw this far above the rank tolerance is no kernel.
+_CLEAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,12 @@ class Modulus:
         truncated: `|H^+ B|_2` at the rank tolerance, a lower estimate of the modulus where `finite` is False.
         tolerance: rank tolerance relative to max |lambda|.
         reason: why the value is infinite, or on which condition it is finite.
+        lower: largest value met; below `|H^+ B|_2` up to the accuracy of the solves.
+        upper: not below `|H^+ B|_2` but with probability 1e-6 over the random start, or exactly (see `form`);
+            infinite where the value is.
+        form: "weights" (`H^+ B` by products) or "samples" (`J^+ D`, exact at interpolation of the squared loss).
         validity: may the value be trusted at this point (stationary, a minimum, not at infinity).
-        details: range defect, displacement test, kernel dimension, products.
+        details: range defect, displacement test, kernel dimension, products, why the other form was not used.
     """
 
     value: float
@@ -49,172 +54,229 @@ class Modulus:
     truncated: float
     tolerance: float
     reason: str
+    lower: float
+    upper: float
+    form: Literal["weights", "samples"]
     validity: Validity = field(default_factory=lambda: Validity(True))
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def poison_budget(self, radius: float) -> float:
+        """Least perturbation (Frobenius norm) that can move the weights by `radius`, to first order: `radius / kappa`.
+
+        Args:
+            radius: distance in weight space, >= 0.
+
+        Returns:
+            Input norm; 0 where the modulus is infinite, infinite where it is 0.
+
+        Raises:
+            UsageError: PA304, the radius is negative or not finite.
+        """
+        if not 0.0 <= radius < math.inf:
+            raise UsageError("PA304", f"the radius is {radius}. Give a finite distance >= 0.")
+        if radius == 0.0 or not self.finite:
+            return 0.0
+        return radius / self.value if self.value > 0 else math.inf
+
 
 def lipschitz_modulus(
-    problem: Problem, rows: Tensor | None = None, *, tolerance: float | None = None, seed: int = 0
+    problem: Problem,
+    rows: Tensor | None = None,
+    *,
+    tolerance: float | None = None,
+    seed: int = 0,
+    form: Form = "auto",
+    method: str = "auto",
+    progress: Progress | None = None,
 ) -> Modulus:
-    """`kappa = sup {|B^T u| : |H u| <= 1} = |H^+ B|_2` (coderivative criterion).
+    """`kappa = sup {|B^T u| : |H u| <= 1} = |H^+ B|_2` (coderivative criterion), with the exact Hessian.
 
     It is the modulus only where range(B) lies in range(H) and the rank of H does not jump nearby. The first is
-    measured as `|P_ker B| / |B|`. The second holds where H has no kernel; otherwise the map itself is tried: the
-    path is followed for random perturbations of two sizes (see `displacement_test`).
+    measured as `|P_ker B| / |B|`. The second holds where H has no kernel, or where J has full row rank at an
+    interpolating minimum; otherwise the map itself is tried: the path is followed for random perturbations of two
+    sizes (see `displacement_test`).
 
     Args:
         problem: a minimum.
         rows: positions of the rows that may move; None for all.
         tolerance: rank tolerance relative to max |lambda|.
         seed: of the start vectors and of the displacement test.
+        form: "auto" takes the sample-space form where it is exact (see `why_not_sample_space`), else the weights;
+            "weights" and "samples" ask for one of them.
+        method: solver for H, as in `solver_for`.
+        progress: called with a message and a fraction.
 
     Returns:
-        The modulus, its direction and the evidence for it.
+        The modulus, its bracket and direction, and the evidence for it.
 
     Raises:
-        NumericalFailure: PA403, the extremal-value iteration did not converge.
+        UsageError: PA304, rows that do not fit; PA305, form="samples" where it is not exact.
     """
-    positions = _positions(problem, rows)
+    positions = checked_rows(problem, rows)
+    samples, why_not = sample_space_for(problem, tolerance, form)
+    if samples is not None:
+        return _by_samples(problem, positions, samples, seed)
     part = linearise(problem, None if rows is None else positions)
     before = part.products
-    solver = solver_for(problem, "hessian", tolerance)
-    truncated, left = _largest_singular(part, solver.inverse, problem, seed)
-    scale, _ = _largest_singular(part, lambda u: u, problem, seed)
-    defect = 0.0
-    if solver.kernel_dimension != 0 and scale > 0:
-        defect = _largest_singular(part, solver.project_kernel, problem, seed)[0] / scale
+    solver = solver_for(problem, "hessian", tolerance, method=method, progress=progress)
+    solved = solver.products
+    found, defect = bidiagonalise(problem, part, solver, seed, progress)
     direction = torch.zeros_like(problem.x)
-    if truncated > 0:
-        worst = part.mixed_adjoint(solver.inverse(left))
-        direction[positions] = worst / worst.norm()
+    if found.value > 0:
+        direction[positions] = found.right.to(problem.x).view(part.problem.x[positions].shape)
+    stationary = relative_gradient(problem) < STATIONARITY_LIMIT
     finite, reason, evidence = True, "", {}
-    validity = assess_here(problem, solver)
     limit = RANGE_LIMIT[problem.dtype]
     if defect > limit:
         finite, reason = False, f"B leaves the range of H: |P_ker B| / |B| = {defect:.1e}, limit {limit:.0e}"
     elif solver.kernel_dimension == 0:
         reason = "H has no kernel at the rank tolerance"
-    elif relative_gradient(problem) >= STATIONARITY_LIMIT:
+    elif solver.kernel_dimension is None and solver.smallest > _CLEAR * solver.tolerance * solver.largest:
+        reason = f"no kernel as far as products showed: smallest curvature met {solver.smallest:.1e}"
+    elif not stationary:
         reason = "the rank condition was not tested: the point is not stationary"
-    elif truncated > 0:
-        test = displacement_test(problem, positions, truncated, seed=seed)
+    elif found.value > 0:
+        test = displacement_test(problem, positions, found.value, seed=seed)
         finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
+    if not found.converged:
+        reason += f"; the extremal value did not settle: residual {found.residual / found.value:.1e} of it"
     details = {
         "range_defect": defect,
         "kernel_dimension": solver.kernel_dimension,
         "largest_curvature": solver.largest,
         "smallest_curvature": solver.smallest,
-        "products": part.products - before,
+        "products": part.products - before + solver.products - solved,
+        "steps": found.steps,
+        "settled": found.converged,
         "curvature": "hessian",
+        "method": solver.method,
+        "why_not_samples": why_not,
         **evidence,
     }
-    value = truncated if finite else math.inf
-    return Modulus(value, direction, finite, truncated, solver.tolerance, reason, validity, details)
+    return Modulus(
+        value=found.value if finite else math.inf,
+        direction=direction,
+        finite=finite,
+        truncated=found.value,
+        tolerance=solver.tolerance,
+        reason=reason,
+        lower=found.value,
+        upper=found.upper if finite else math.inf,
+        form="weights",
+        validity=assess_here(problem, solver),
+        details=details,
+    )
 
 
-def row_moduli(problem: Problem, rows: Tensor | None = None, *, tolerance: float | None = None) -> Tensor:
-    """`kappa_k = |H^+ B_k|_2`: only row k moves, the others still hold the weights in place.
-
-    A row whose `B_k` leaves the range of H gets infinity. The rank condition is not tried row by row: where
-    `lipschitz_modulus` finds that the map jumps, these values are lower estimates.
+def bidiagonalise(
+    problem: Problem, part: Linearisation, solver: Curvature, seed: int, progress: Progress | None = None
+) -> tuple[SingularValue, float]:
+    """Largest singular value of `H^+ B` on the rows of `part`, and the share of B outside the range of H.
 
     Args:
-        problem: a minimum.
-        rows: positions (k,); None for all.
-        tolerance: rank tolerance relative to max |lambda|.
+        problem: the point.
+        part: linearisation restricted to the rows that move.
+        solver: H at the point.
+        seed: of the start.
+        progress: called with a message.
 
     Returns:
-        (k,), weight norm per input norm.
+        The singular value and `|P_ker B| / |B|`.
     """
-    positions = _positions(problem, rows)
-    solver = solver_for(problem, "hessian", tolerance)
-    at_once = max(1, _BLOCK_ENTRIES // max(1, problem.size * problem.x[0].numel()))
-    return torch.cat([_block_moduli(problem, part, solver) for part in positions.split(at_once)])
+    shape = part.mixed_adjoint(torch.zeros_like(problem.weights)).shape
+    columns = int(torch.Size(shape).numel())
+    # Where H is known by products only, what a solve leaves over is what lies outside the range.
+    lengths, leftovers = [0.0], [0.0]
 
+    def mixed(mu: Tensor) -> Tensor:
+        return part.mixed(mu.to(problem.dtype).view(shape))
 
-def _block_moduli(problem: Problem, rows: Tensor, solver: Curvature) -> Tensor:
-    """kappa_k of a few rows, from their dense B_k and small Gram matrices."""
-    blocks = dense_mixed(problem, rows)
-    count, size, entries = blocks.shape
-    columns = blocks.permute(1, 0, 2).reshape(size, count * entries)
-    moved = solver.inverse(columns).reshape(size, count, entries).permute(1, 2, 0)
-    moduli = _spectral_norms(moved)
+    def forward(mu: Tensor) -> Tensor:
+        change = mixed(mu)
+        if solver.kernel_dimension is not None:
+            return solver.inverse(change).double()
+        solve = solver.solve(change)
+        lengths.append(float(change.norm()))
+        leftovers.append(lengths[-1] * solve.relative_residual)
+        return solve.value.double()
+
+    def adjoint(u: Tensor) -> Tensor:
+        return part.mixed_adjoint(solver.inverse(u.to(problem.dtype))).double().reshape(-1)
+
+    dense = solver.kernel_dimension is not None
+    double = problem.dtype == torch.float64
+    settings: dict[str, Any] = {
+        "accuracy": (1e-9 if dense else 1e-6) if double else 1e-4,
+        "seed": seed,
+        "device": problem.device,
+    }
+    found = largest_singular_value(forward, adjoint, problem.size, columns, progress=progress, **settings)
+    if not dense:
+        return found, max(leftovers) / max(lengths) if max(lengths) > 0 else 0.0
     if solver.kernel_dimension == 0:
-        return moduli
-    outside = solver.project_kernel(columns).reshape(size, count, entries).permute(1, 2, 0)
-    lengths = _spectral_norms(blocks.mT)
-    leaves = _spectral_norms(outside) > RANGE_LIMIT[problem.dtype] * lengths
-    return torch.where(leaves & (lengths > 0), torch.full_like(moduli, math.inf), moduli)
+        return found, 0.0
+
+    def back(u: Tensor) -> Tensor:
+        return part.mixed_adjoint(u.to(problem.dtype)).double().reshape(-1)
+
+    def outside(mu: Tensor) -> Tensor:
+        return solver.project_kernel(mixed(mu)).double()
+
+    rough = {**settings, "accuracy": 1e-3, "width": math.inf}
+    whole = largest_singular_value(lambda mu: mixed(mu).double(), back, problem.size, columns, **rough).value
+    if whole == 0.0:
+        return found, 0.0
+    escaped = largest_singular_value(
+        outside,
+        lambda u: back(solver.project_kernel(u.to(problem.dtype))),
+        problem.size,
+        columns,
+        **rough,
+    )
+    return found, escaped.value / whole
 
 
-def _spectral_norms(blocks: Tensor) -> Tensor:
-    """Largest singular value of each (d, p) block through its d x d Gram matrix."""
-    if blocks.shape[1] > blocks.shape[2]:
-        blocks = blocks.mT
-    return torch.linalg.eigvalsh(blocks @ blocks.mT)[:, -1].clamp_min(0).sqrt()
-
-
-def _largest_singular(part: Any, inverse: Any, problem: Problem, seed: int) -> tuple[float, Tensor]:
-    """Largest singular value of `A B` for symmetric A (as a function), with its left singular vector.
-
-    It is the root of the largest eigenvalue of `A B B^T A`, p x p.
-
-    Returns:
-        The singular value and the unit vector (p,).
-    """
-
-    def square(u: Tensor) -> Tensor:
-        result: Tensor = inverse(part.mixed(part.mixed_adjoint(inverse(u))))
-        return result
-
-    size = problem.size
-    if size <= _SMALL:
-        identity = torch.eye(size, dtype=problem.dtype, device=problem.device)
-        matrix = torch.stack([square(unit) for unit in identity])
-        values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
-        return math.sqrt(max(float(values[-1]), 0.0)), vectors[:, -1]
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    start = torch.randn(size, generator=generator, dtype=torch.float64)
-    # A start inside the range, or ARPACK meets an exactly invariant space at once.
-    first = square(start.to(problem.weights))
-    if float(first.norm()) == 0.0:
-        return 0.0, torch.zeros_like(problem.weights)
-
-    def product(vector: Any) -> Any:
-        return square(torch.from_numpy(vector.reshape(-1).copy()).to(problem.weights)).double().cpu().numpy()
-
-    try:
-        values, vectors = eigsh(
-            LinearOperator((size, size), matvec=product, dtype="float64"),
-            k=1,
-            which="LM",
-            v0=first.double().cpu().numpy(),
-            tol=1e-12 if problem.dtype == torch.float64 else 1e-6,
-            maxiter=2_000,
-        )
-    except ArpackNoConvergence as trouble:
-        raise NumericalFailure(
-            "PA403",
-            f"the largest singular value of H^+ B did not converge ({trouble}). Raise the rank tolerance.",
-        ) from None
-    left = torch.from_numpy(vectors[:, 0].copy()).to(problem.weights)
-    return math.sqrt(max(float(values[0]), 0.0)), left
-
-
-def _positions(problem: Problem, rows: Tensor | None) -> Tensor:
-    if rows is None:
-        return torch.arange(problem.rows, device=problem.device)
-    positions = torch.as_tensor(rows, device=problem.device)
-    if positions.numel() and (positions.is_floating_point() or positions.dtype == torch.bool):
-        raise UsageError("PA304", f"rows are {positions.dtype}. Give integer positions, (k,), not a mask.")
-    positions = positions.long()
-    if positions.dim() != 1 or positions.numel() == 0:
-        raise UsageError("PA304", f"rows have shape {tuple(positions.shape)}. Give a list of row positions, (k,).")
-    if int(positions.min()) < 0 or int(positions.max()) >= problem.rows:
-        raise UsageError(
-            "PA304",
-            f"rows run from {int(positions.min())} to {int(positions.max())}; there are rows 0..{problem.rows - 1}.",
-        )
-    if positions.unique().numel() != positions.numel():
-        raise UsageError("PA304", "rows name a position twice. Give each position once.")
-    return positions
+def _by_samples(problem: Problem, positions: Tensor, samples: SampleSpace, seed: int) -> Modulus:
+    """The modulus from `J^+ D`: exact up to rounding, the rank condition read off J."""
+    value, unit = samples.modulus(positions)
+    direction = torch.zeros_like(problem.x)
+    direction[positions] = unit.view(problem.x[positions].shape)
+    defect = samples.range_defect(positions)
+    limit = RANGE_LIMIT[problem.dtype]
+    finite, reason, evidence = True, "J has full row rank at an interpolating minimum", {}
+    if defect > limit:
+        finite, reason = False, f"B leaves the range of H: |P_ker B| / |B| = {defect:.1e}, limit {limit:.0e}"
+    elif not samples.full_row_rank and value > 0:
+        test = displacement_test(problem, positions, value, seed=seed)
+        finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
+    validity = assess(
+        problem,
+        relative_gradient=relative_gradient(problem),
+        smallest=0.0,
+        largest=samples.largest_curvature,
+        kernel_dimension=samples.kernel_dimension,
+        tolerance=samples.tolerance,
+    )
+    details = {
+        "range_defect": defect,
+        "kernel_dimension": samples.kernel_dimension,
+        "largest_curvature": samples.largest_curvature,
+        "smallest_curvature": 0.0,
+        "products": samples.products,
+        "curvature": "hessian",
+        "method": "sample space",
+        **evidence,
+    }
+    return Modulus(
+        value=value if finite else math.inf,
+        direction=direction,
+        finite=finite,
+        truncated=value,
+        tolerance=samples.tolerance,
+        reason=reason,
+        lower=value,
+        upper=value if finite else math.inf,
+        form="samples",
+        validity=validity,
+        details=details,
+    )

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from poisonaudit.solvers.dense import worst_column
 from poisonaudit.solvers.extremal import largest_singular_value
 from poisonaudit.solvers.solve import Solve
 
@@ -29,6 +30,7 @@ class DefiniteFactor:
     """
 
     method = "cholesky"
+    products = 0
     kernel_dimension = 0
     # No eigenvectors: nobody needs a basis of the whole space.
     range_vectors: Tensor | None = None
@@ -58,12 +60,9 @@ class DefiniteFactor:
     def solve(self, rhs: Tensor) -> Solve:
         """`A^-1 rhs` with its true residual, the worst over the columns of a block."""
         value = self.inverse(rhs)
-        lengths = rhs.norm(dim=0)
-        apart = (self.matrix @ value - rhs).norm(dim=0)
-        relative = torch.where(lengths > 0, apart / lengths.clamp_min(torch.finfo(rhs.dtype).tiny), apart)
         return Solve(
             value=value,
-            relative_residual=float(relative.max()),
+            relative_residual=worst_column(self.matrix @ value - rhs, rhs),
             optimality=0.0,
             iterations=1,
             products=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -21,6 +22,9 @@ class DenseSpectrum:
     Raises:
         NumericalFailure: PA401, the matrix holds NaN or infinity.
     """
+
+    method = "eigenvectors"
+    products = 0
 
     def __init__(self, matrix: Tensor, tolerance: float) -> None:
         if not bool(torch.isfinite(matrix).all()):
@@ -83,8 +87,7 @@ class DenseSpectrum:
         """Minimum-norm least-squares solution of `A v = rhs`, with its true residual."""
         value = self.inverse(rhs)
         residual = self.matrix @ value - rhs
-        scale = float(rhs.norm())
-        relative = float(residual.norm()) / scale if scale > 0 else 0.0
+        relative = worst_column(residual, rhs)
         slope = float((self.matrix @ residual).norm())
         bound = self.largest_magnitude * float(residual.norm())
         negligible = relative < 1e3 * torch.finfo(rhs.dtype).eps
@@ -99,3 +102,14 @@ class DenseSpectrum:
             advice="",
             tolerance=self.tolerance,
         )
+
+    def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
+        """The solution nearest to `start`: its kernel part is that of `start`."""
+        solve = self.solve(rhs)
+        return replace(solve, value=solve.value + self.project_kernel(start))
+
+
+def worst_column(residual: Tensor, rhs: Tensor) -> float:
+    """Largest `|residual| / |rhs|` over the columns, 0 where a right-hand side is zero."""
+    lengths = rhs.norm(dim=0)
+    return float(torch.where(lengths > 0, residual.norm(dim=0) / lengths.clamp_min(1e-300), 0.0).max())

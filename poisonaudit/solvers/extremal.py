@@ -82,13 +82,13 @@ def largest_singular_value(
     below: list[float] = []
     value, residual, exhausted = 0.0, math.inf, False
     coefficients = torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    limit = min(max_steps, rows, columns)
     while True:
         image = adjoint(left.last)
         if right is not None:
             image = right.orthogonal(image - below[-1] * right.last)
         length = float(image.norm())
-        if length <= _negligible(value, rows + columns):
+        full = right is not None and right.count == columns
+        if full or length <= _negligible(value, rows + columns):
             # A^T U stays in the span of V: what was found is all there is.
             exhausted = True
             if right is None:
@@ -108,11 +108,11 @@ def largest_singular_value(
         residual = length * abs(float(coefficients[1][-1]))
         if progress is not None:
             progress(f"modulus: step {len(diagonal)}, value {value:.6g}, residual {residual / value:.1e}", None)
-        if length <= _negligible(value, rows + columns):
+        if left.count == rows or length <= _negligible(value, rows + columns):
             exhausted, residual = True, length
             break
         settled = residual <= accuracy * value and _upper(value, len(diagonal), rows) <= width * value
-        if settled or len(diagonal) >= limit:
+        if settled or len(diagonal) >= max_steps:
             break
         below.append(length)
         left.append(image / length)
