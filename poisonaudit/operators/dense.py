@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
@@ -13,19 +11,18 @@ from poisonaudit.problem import Problem
 
 # Entries of one batch of products; 2e7 float64 entries are 160 MB.
 _BATCH_ENTRIES = 20_000_000
+_COLUMNS = 64
 
 
 def dense_hessian(problem: Problem) -> Tensor:
-    """`H = d R / d w`, (p, p), symmetrised.
-
-    The columns are one batched backward pass through the kept graph per block; layers without a batching rule fall
-    back to one product at a time.
+    """`H = d R / d w`, (p, p), symmetrised: p products in blocks, counted by the linearisation.
 
     Returns:
         The whole matrix, decay included.
     """
     kept = linearise(problem)
-    return _symmetric(_columns(kept._grad_w, kept._w, kept.hessian, problem))
+    identity = torch.eye(problem.size, dtype=problem.dtype, device=problem.device)
+    return _symmetric(torch.cat([kept.hessian(block) for block in identity.split(_COLUMNS, dim=1)], dim=1))
 
 
 def dense_gauss_newton(problem: Problem) -> Tensor:
@@ -87,20 +84,6 @@ def dense_mixed(problem: Problem, rows: Tensor) -> Tensor:
     adjoint = vmap(jacrev(grad(loss), argnums=2), in_dims=(0, 0, None), chunk_size=chunk)
     blocks = adjoint(inputs, problem.y[rows], problem.weights)
     return blocks.reshape(len(rows), entries, problem.size).mT.detach()
-
-
-def _columns(output: Tensor, leaf: Tensor, product: Callable[[Tensor], Tensor], problem: Problem) -> Tensor:
-    """Rows of the derivative of `output` in `leaf`, batched where every layer has a batching rule."""
-    identity = torch.eye(problem.size, dtype=problem.dtype, device=problem.device)
-    block = max(1, min(64, _BATCH_ENTRIES // max(1, problem.x.numel() + problem.size)))
-    try:
-        parts = [
-            torch.autograd.grad(output, leaf, part, retain_graph=True, is_grads_batched=True, materialize_grads=True)[0]
-            for part in identity.split(block)
-        ]
-    except RuntimeError:
-        parts = [product(unit)[None] for unit in identity]
-    return torch.cat(parts)
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

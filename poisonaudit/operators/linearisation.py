@@ -1,123 +1,291 @@
-"""One linearisation of the training problem, kept as a graph, answering many products."""
+"""One linearisation of the training problem, answering many products."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from poisonaudit.errors import UsageError
+from poisonaudit.operators.double_backward import DoubleBackward
+from poisonaudit.operators.memory import Footprint, footprint
+from poisonaudit.operators.precision import full_precision
+from poisonaudit.operators.program import Unknown
+from poisonaudit.operators.r_operator import ROperator
 from poisonaudit.problem import Problem
+from poisonaudit.registry import unknown_name
+
+PathName = Literal["auto", "general", "fast"]
+_Part = ROperator | DoubleBackward
+
+_PATHS = ("auto", "general", "fast")
+_PROBE_ROWS = 4
+# What the two paths may differ by on the probe, relative to the product; they add in different orders.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 2e-3}
+# Temporaries of one block of columns; wider blocks are split.
+_BLOCK_BYTES = 2**30
 
 
 class Linearisation:
-    """Second derivatives of `J` at one point `(x, w)` by double backward through one kept graph.
+    """Products with H, B, J and their adjoints at one point `(x, w)`, for vectors and for blocks of columns.
 
-    With `rows` given, only those rows are in the graph; they keep the factor 1/n of the whole problem, so products
-    with the mixed derivative B restricted to those rows are exact and cost only their share. Hessian products then
-    hold only those rows' part, without decay.
+    The primal passes are made once. Products then take the hand-written R-operator where every layer has a formula
+    (`path` "r_operator"), which is checked against the general path on a few rows when built, or double backward
+    through a kept graph ("double_backward"), with the reason in `note`. A block of K columns has them along its last
+    axis and counts as K products; one product costs about 1.3 to 2.2 gradients of the rows.
 
-    `products` counts every product answered; one costs about two gradients of the rows in the graph.
+    With `rows` given, only those rows are held; they keep the factor 1/n of the whole problem, so products with B
+    restricted to those rows are exact and cost only their share. Hessian products then hold only those rows' part,
+    without decay.
+
+    Memory: `memory_bytes` is what the kept passes hold, counted on four rows and scaled to all (they grow in
+    proportion), plus what one product needs on top. Above `memory_limit` the rows are split into chunks whose passes
+    are rebuilt for every product, at about one gradient more.
 
     Args:
         problem: the point to linearise at.
         rows: positions (k,) in `problem.x`, or None for all.
+        path: "auto", "general" (double backward) or "fast" (the R-operator, refused where it has no formula).
+        memory_limit: bytes that kept passes and one product may take, None for no limit.
+
+    Raises:
+        UsageError: PA301, an unknown path; PA306, path="fast" where the R-operator does not apply; PA307, a limit
+            below what one row needs.
     """
 
-    def __init__(self, problem: Problem, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        rows: Tensor | None = None,
+        *,
+        path: PathName = "auto",
+        memory_limit: int | None = None,
+    ) -> None:
+        if path not in _PATHS:
+            raise unknown_name(path, _PATHS, "path")
         self.problem = problem
         self.rows = rows
         self.products = 0
-        x = problem.x if rows is None else problem.x[rows]
-        y = problem.y if rows is None else problem.y[rows]
-        with torch.enable_grad():
-            self._w = problem.weights.detach().clone().requires_grad_(True)
-            self._x = x.detach().clone().requires_grad_(True)
-            self._outputs = problem.outputs(self._w, self._x)
-            value = problem.loss_per_row(self._outputs, y).sum() / problem.rows
-            if rows is None:
-                value = value + 0.5 * problem.decay * self._w.dot(self._w)
-            self._grad_w, self._grad_x = torch.autograd.grad(
-                value, (self._w, self._x), create_graph=True, materialize_grads=True
-            )
-        self._y = y
-        self._gauss_newton_graph: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._x = problem.x if rows is None else problem.x[rows]
+        self._y = problem.y if rows is None else problem.y[rows]
+        with full_precision(problem.dtype):
+            self.note = "asked for" if path == "general" else _why_not_fast(problem, self._x, self._y)
+            if path == "fast" and self.note:
+                raise UsageError("PA306", f"the R-operator does not apply: {self.note}. Use path='auto'.")
+            self._kind: type[_Part] = DoubleBackward if self.note else ROperator
+            self._held: Footprint = footprint(lambda x, y: self._kind(problem, x, y), self._x, self._y)
+            self._chunk, self._keep = _chunking(self._held, len(self._x), memory_limit)
+            self._parts = [self._build(span) for span in self._spans()] if self._keep else []
+            if not self._keep:
+                extra = f"passes are rebuilt for every product in chunks of {self._chunk} rows: memory limit"
+                self.note = f"{self.note}; {extra}" if self.note else extra
+            self._gradient = torch.zeros_like(problem.weights)
+            for _, part in self._each():
+                self._gradient += part.gradient
+        if rows is None:
+            self._gradient += problem.decay * problem.weights
+
+    @property
+    def path(self) -> str:
+        """How products are made: "r_operator" or "double_backward"."""
+        return "r_operator" if self._kind is ROperator else "double_backward"
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that kept passes and one product take, by the stated model."""
+        held = len(self._x) if self._keep else self._chunk
+        return self._held.total(held, self._chunk)
 
     @property
     def gradient(self) -> Tensor:
         """`R(x, w)` (p,), or the rows' part of it."""
-        return self._grad_w.detach()
+        return self._gradient
 
     def hessian(self, v: Tensor) -> Tensor:
-        """`H v`: (p,) -> (p,)."""
-        return self._columns(self._grad_w, (self._w,), v)[0]
-
-    def mixed(self, mu: Tensor) -> Tensor:
-        """`B mu`: shaped like the rows' inputs -> (p,)."""
-        return self._columns(self._grad_x, (self._w,), mu)[0]
+        """`H v`: (p,) -> (p,), or (p, K) -> (p, K)."""
+        return self._weights_in(v, weights=True, inputs=False)[0]
 
     def mixed_adjoint(self, u: Tensor) -> Tensor:
-        """`B^T u`: (p,) -> shaped like the rows' inputs."""
-        return self._columns(self._grad_w, (self._x,), u)[0]
+        """`B^T u`: (p,) -> shaped like the rows' inputs, or (p, K) -> the same with K behind."""
+        return self._weights_in(u, weights=False, inputs=True)[1]
 
     def both_adjoint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """`(H u, B^T u)` from one backward pass."""
-        hessian, mixed = self._columns(self._grad_w, (self._w, self._x), u)
-        return hessian, mixed
+        """`(H u, B^T u)` from one pass."""
+        return self._weights_in(u, weights=True, inputs=True)
 
-    def _columns(self, output: Tensor, leaves: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
-        """Pull one cotangent back, or each of a block along the last axis."""
-        if cotangent.dim() == output.dim():
-            self.products += 1
-            return _pull_back(output, leaves, cotangent)
-        self.products += cotangent.shape[-1]
-        parts = [_pull_back(output, leaves, column) for column in cotangent.unbind(-1)]
-        return tuple(torch.stack(part, dim=-1) for part in zip(*parts, strict=True))
+    def mixed(self, mu: Tensor) -> Tensor:
+        """`B mu`: shaped like the rows' inputs -> (p,), or with K behind -> (p, K)."""
+        return self._rows_in(
+            mu, self._x.dim(), lambda part, block: part.second(None, block, weights=True, inputs=False)[0]
+        )
 
     def gauss_newton(self, v: Tensor) -> Tensor:
-        """`(J^T L'' J / n + decay) v`: the Hessian without the curvature of the network itself, (p,) -> (p,)."""
-        self.products += 1
-        probe, pulled, outputs, loss_gradient = self._gauss_newton_parts()
-        (pushed,) = _pull_back(pulled, (probe,), v)
-        (curved,) = _pull_back(loss_gradient, (outputs,), pushed)
-        (result,) = _pull_back(self._outputs, (self._w,), curved)
+        """`(J^T L'' J / n + decay) v`: the Hessian without the curvature of the network itself, (p,) or (p, K)."""
+
+        def product(part: _Part, block: Tensor) -> Tensor:
+            return part.pull_back(part.curve(part.push_forward(block, None)[0]))[0]
+
+        result = self._sum(v, product)
         return result if self.rows is not None else result + self.problem.decay * v
 
     def push_forward(self, v: Tensor) -> Tensor:
-        """`J v`, the outputs' change along weights v: (p,) -> shaped like the outputs."""
-        self.products += 1
-        probe, pulled, _, _ = self._gauss_newton_parts()
-        return _pull_back(pulled, (probe,), v)[0]
+        """`J v`, the outputs' change along weights v: (p,) -> shaped like the outputs, (p, K) -> with K behind."""
+        pieces: list[Tensor] = []
+        for columns in self._blocks(v.reshape(len(v), -1)):
+            rows = [part.push_forward(columns.T.contiguous(), None)[0] for _, part in self._each()]
+            pieces.append(torch.cat(rows).movedim(1, -1))
+        result = torch.cat(pieces, dim=-1)
+        return result[..., 0] if v.dim() == 1 else result
 
     def pull_back(self, u: Tensor) -> Tensor:
-        """`J^T u`: shaped like the outputs -> (p,)."""
-        self.products += 1
-        return _pull_back(self._outputs, (self._w,), u)[0]
+        """`J^T u`: shaped like the outputs -> (p,), or with K behind -> (p, K)."""
+        with torch.no_grad():
+            outputs = self.problem.outputs(None, self._x[:1]).dim()
+        return self._rows_in(u, outputs, lambda part, block: part.pull_back(block)[0])
 
-    def _gauss_newton_parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Graphs for J v (the derivative of J^T u in u is J^T, so pulling back through it pushes forward) and L''."""
-        if self._gauss_newton_graph is None:
-            with torch.enable_grad():
-                probe = torch.zeros_like(self._outputs, requires_grad=True)
-                (pulled,) = torch.autograd.grad(
-                    self._outputs, self._w, probe, create_graph=True, materialize_grads=True
-                )
-                outputs = self._outputs.detach().requires_grad_(True)
-                value = self.problem.loss_per_row(outputs, self._y).sum() / self.problem.rows
-                (loss_gradient,) = torch.autograd.grad(value, outputs, create_graph=True, materialize_grads=True)
-            self._gauss_newton_graph = (probe, pulled, outputs, loss_gradient)
-        return self._gauss_newton_graph
+    def _weights_in(self, v: Tensor, *, weights: bool, inputs: bool) -> tuple[Tensor, Tensor]:
+        """H and B^T applied to directions in weight space; what is not asked for comes back empty."""
+        one = v.dim() == 1
+        hessian: list[Tensor] = []
+        mixed: list[Tensor] = []
+        for columns in self._blocks(v.reshape(len(v), -1)):
+            block = columns.T.contiguous()
+            total = torch.zeros_like(block) if weights else block
+            rows: list[Tensor] = []
+            for _, part in self._each():
+                found, pulled = part.second(block, None, weights=weights, inputs=inputs)
+                if found is not None and weights:
+                    total += found
+                if pulled is not None:
+                    rows.append(pulled)
+            if weights:
+                if self.rows is None and self.problem.decay:
+                    total.add_(block, alpha=self.problem.decay)
+                hessian.append(total.T)
+            if inputs:
+                mixed.append(torch.cat(rows).movedim(1, -1))
+        empty = v.new_empty(0)
+        first = torch.cat(hessian, dim=1) if weights else empty
+        second = torch.cat(mixed, dim=-1) if inputs else empty
+        if one:
+            first = first[:, 0] if weights else first
+            second = second[..., 0] if inputs else second
+        return first.contiguous(), second.contiguous()
+
+    def _rows_in(self, u: Tensor, dimensions: int, product: Callable[[_Part, Tensor], Any]) -> Tensor:
+        """A product that takes one block a row, shaped (k, *s) or (k, *s, K), and gives weights."""
+        one = u.dim() == dimensions
+        wide = u[..., None] if one else u
+        found = []
+        for columns in self._blocks(wide):
+            block = columns.movedim(-1, 1)
+            total = torch.zeros(block.shape[1], self.problem.size, dtype=u.dtype, device=u.device)
+            for span, part in self._each():
+                total += product(part, block[span].contiguous())
+            found.append(total.T)
+        result = torch.cat(found, dim=1)
+        return (result[:, 0] if one else result).contiguous()
+
+    def _sum(self, v: Tensor, product: Callable[[_Part, Tensor], Tensor]) -> Tensor:
+        found = []
+        for columns in self._blocks(v.reshape(len(v), -1)):
+            block = columns.T.contiguous()
+            total = torch.zeros_like(block)
+            for _, part in self._each():
+                total += product(part, block)
+            found.append(total.T)
+        result = torch.cat(found, dim=1)
+        return (result[:, 0] if v.dim() == 1 else result).contiguous()
+
+    def _blocks(self, columns: Tensor) -> Iterator[Tensor]:
+        """Split columns along the last axis so that temporaries stay small; counts the products."""
+        self.products += columns.shape[-1]
+        room = max(_BLOCK_BYTES, self._held.product_row * self._chunk)
+        at_once = max(1, int(room // max(1, self._held.product_row * self._chunk)))
+        with full_precision(self.problem.dtype):
+            yield from columns.split(at_once, dim=-1)
+
+    def _each(self) -> Iterator[tuple[slice, _Part]]:
+        """The parts, kept or rebuilt one after the other."""
+        if self._keep:
+            yield from zip(self._spans(), self._parts, strict=True)
+        else:
+            for span in self._spans():
+                yield span, self._build(span)
+
+    def _spans(self) -> list[slice]:
+        count = len(self._x)
+        return [slice(begin, min(begin + self._chunk, count)) for begin in range(0, count, self._chunk)]
+
+    def _build(self, span: slice) -> _Part:
+        return self._kind(self.problem, self._x[span], self._y[span])
 
 
-def linearise(problem: Problem, rows: Tensor | None = None) -> Linearisation:
-    """The linearisation of `problem` (restricted to `rows`), built once and kept with the problem."""
-    key = ("linearisation", None if rows is None else tuple(rows.tolist()))
+def linearise(
+    problem: Problem, rows: Tensor | None = None, *, path: PathName = "auto", memory_limit: int | None = None
+) -> Linearisation:
+    """The linearisation of `problem` (restricted to `rows`), built once and kept with the problem.
+
+    Args:
+        problem: the point.
+        rows: positions (k,), None for all.
+        path: see `Linearisation`.
+        memory_limit: bytes, see `Linearisation`.
+
+    Returns:
+        The linearisation; the same one for the same arguments.
+    """
+    key = ("linearisation", None if rows is None else tuple(rows.tolist()), path, memory_limit)
     if key not in problem.cache:
-        problem.cache[key] = Linearisation(problem, rows)
+        problem.cache[key] = Linearisation(problem, rows, path=path, memory_limit=memory_limit)
     kept: Linearisation = problem.cache[key]
     return kept
 
 
-def _pull_back(outputs: Tensor, inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, ...]:
-    """Vector-Jacobian product; zero where the outputs do not depend on an input at all."""
-    if not outputs.requires_grad:
-        return tuple(torch.zeros_like(value) for value in inputs)
-    return torch.autograd.grad(outputs, inputs, cotangent, retain_graph=True, materialize_grads=True)
+def _why_not_fast(problem: Problem, x: Tensor, y: Tensor) -> str:
+    """Why the R-operator may not be used here; empty where it agrees with double backward on a few rows."""
+    key = ("why not fast", tuple(x.shape[1:]))
+    if key not in problem.cache:
+        problem.cache[key] = _compare(problem, x[:_PROBE_ROWS], y[:_PROBE_ROWS])
+    reason: str = problem.cache[key]
+    return reason
+
+
+def _compare(problem: Problem, x: Tensor, y: Tensor) -> str:
+    try:
+        fast = ROperator(problem, x, y)
+    except Unknown as unknown:
+        return f"no formula for this network: {unknown}"
+    general = DoubleBackward(problem, x, y)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    v = torch.randn(2, problem.size, generator=generator, dtype=torch.float64).to(x)
+    mu = torch.randn(x.shape[0], 2, *x.shape[1:], generator=generator, dtype=torch.float64).to(x)
+    pairs = []
+    for part in (fast, general):
+        hessian, mixed = part.second(v, None, weights=True, inputs=True)
+        pairs.append((part.gradient, hessian, mixed, part.second(None, mu, weights=True, inputs=False)[0]))
+    for name, one, other in zip(("gradient", "H v", "B^T u", "B mu"), *pairs, strict=True):
+        assert one is not None and other is not None
+        scale = float(other.norm())
+        apart = float((one - other).norm())
+        if not apart <= _AGREEMENT[problem.dtype] * max(scale, 1e-30) + 1e-30 and not math.isclose(apart, 0.0):
+            return f"it differs from double backward in {name} by {apart / max(scale, 1e-300):.1e} (relative)"
+    return ""
+
+
+def _chunking(held: Footprint, rows: int, limit: int | None) -> tuple[int, bool]:
+    """Rows at once, and whether their passes are kept."""
+    if limit is None or held.total(rows, rows) <= limit:
+        return rows, True
+    if held.total(rows, 1) <= limit:
+        # The passes fit, the temporaries of a product over all rows do not.
+        chunk = int((limit - held.total(rows, 0)) // max(1, held.product_row))
+        return max(1, min(rows, chunk)), True
+    chunk = int((limit - held.fixed) // max(1, held.kept_row + held.product_row))
+    if chunk < 1:
+        need = held.total(1, 1)
+        raise UsageError("PA307", f"the memory limit is {limit} bytes, one row needs {need}. Raise the limit.")
+    return min(rows, chunk), False

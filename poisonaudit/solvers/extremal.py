@@ -158,7 +158,9 @@ class _Basis:
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """Sum of the columns, weighted."""
-        return self._columns[:, : len(coefficients)] @ coefficients.to(self._columns)
+        # The last vector of an exhausted process does not exist; its coefficient is zero.
+        count = min(self.count, len(coefficients))
+        return self._columns[:, :count] @ coefficients[:count].to(self._columns)
 
 
 def _top(diagonal: list[float], below: list[float]) -> tuple[float, tuple[Tensor, Tensor]]:

@@ -1,0 +1,407 @@
+"""Layers as the R-operator sees them: primal pass, tangent pass, and the tangent of the backward pass.
+
+Notation: a layer maps its input a (n, *s) to an output, `delta` is the adjoint of that output (the derivative of the
+objective in it). Dotted quantities are derivatives along a direction in weights and inputs, K directions at once, with
+the K behind the rows: (n, K, *s). None stands for zero. Every formula is the derivative of the layer's own forward and
+backward formula (Pearlmutter, 1994).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Dot = Tensor | None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Where a weight tensor lies in the flat vector, and its value there."""
+
+    begin: int
+    end: int
+    value: Tensor
+
+    def part(self, direction: Tensor) -> Tensor:
+        """Its share of directions (K, p): (K, *shape)."""
+        return direction[:, self.begin : self.end].reshape(-1, *self.value.shape)
+
+
+class Piece:
+    """One node of the network; the default is a layer without weights."""
+
+    # Whether `adjoint` needs the tangent of the input, so that it must be kept.
+    keeps_input = False
+    # Whether what `tangent` and `adjoint` return is new memory, free to be overwritten by the next step.
+    fresh = False
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass, caching what the other passes need."""
+        raise NotImplementedError
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """Primal backward pass: adjoint of the input, caching what the tangent of this pass needs."""
+        raise NotImplementedError
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """Tangent of `forward`."""
+        raise NotImplementedError
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """Tangent of `backward`: adds to `gradient` (K, p), returns that of the input's adjoint if `wanted`.
+
+        With `dot` and `direction` None it is the backward pass itself, applied to `ddelta`.
+        """
+        raise NotImplementedError
+
+
+class LinearPiece(Piece):
+    """`y = a W^T + b` on rows (n, in)."""
+
+    keeps_input = True
+    fresh = True
+
+    def __init__(self, weight: Parameter, bias: Parameter | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass."""
+        self.a = a
+        return functional.linear(a, self.weight.value, None if self.bias is None else self.bias.value)
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """`delta W`."""
+        self.delta = delta
+        return delta @ self.weight.value
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """`da W^T + a dW^T + db`."""
+        rows, (outputs, inputs) = self.a.shape[0], self.weight.value.shape
+        moved = None
+        if direction is not None:
+            weight = self.weight.part(direction).reshape(-1, inputs)
+            if self.bias is None:
+                moved = self.a @ weight.T
+            else:
+                moved = torch.addmm(self.bias.part(direction).reshape(1, -1), self.a, weight.T)
+            moved = moved.view(-1, outputs)
+        if dot is not None:
+            flat = dot.reshape(-1, inputs)
+            moved = flat @ self.weight.value.T if moved is None else moved.addmm_(flat, self.weight.value.T)
+        return None if moved is None else moved.view(rows, -1, outputs)
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """`ddelta W + delta dW`; weights `ddelta^T a + delta^T da`."""
+        rows, (outputs, inputs) = self.a.shape[0], self.weight.value.shape
+        if gradient is not None:
+            if ddelta is not None:
+                found = (ddelta.reshape(rows, -1).T @ self.a).view(-1, outputs * inputs)
+                gradient[:, self.weight.begin : self.weight.end] += found
+                if self.bias is not None:
+                    gradient[:, self.bias.begin : self.bias.end] += ddelta.sum(0)
+            if dot is not None:
+                found = (self.delta.T @ dot.reshape(rows, -1)).view(outputs, -1, inputs)
+                gradient[:, self.weight.begin : self.weight.end].view(-1, outputs, inputs).add_(found.transpose(0, 1))
+        if not wanted:
+            return None
+        result = None
+        if direction is not None:
+            columns = self.weight.part(direction).transpose(0, 1).reshape(outputs, -1)
+            result = (self.delta @ columns).view(-1, inputs)
+        if ddelta is not None:
+            flat = ddelta.reshape(-1, outputs)
+            result = flat @ self.weight.value if result is None else result.addmm_(flat, self.weight.value)
+        return None if result is None else result.view(rows, -1, inputs)
+
+
+class ConvPiece(Piece):
+    """Convolution over pictures (n, C, H, W), any stride, zero padding, dilation and groups."""
+
+    keeps_input = True
+    fresh = True
+
+    def __init__(self, layer: nn.Conv2d, weight: Parameter, bias: Parameter | None) -> None:
+        self.weight, self.bias, self.groups = weight, bias, layer.groups
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass."""
+        self.a = a
+        return self._conv(a, self.weight.value, None if self.bias is None else self.bias.value)
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """Transposed convolution of delta."""
+        self.delta = delta
+        return self._to_input(delta, self.a.shape, self.weight.value)
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """`conv(da, W) + conv(a, dW) + db`."""
+        rows = self.a.shape[0]
+        moved = None
+        if direction is not None:
+            weight = self.weight.part(direction)
+            count = weight.shape[0]
+            bias = None if self.bias is None else self.bias.part(direction).reshape(-1)
+            if self.groups == 1:
+                moved = self._conv(self.a, weight.flatten(0, 1), bias)
+                moved = moved.view(rows * count, -1, *moved.shape[2:])
+            else:
+                biases = [None] * count if bias is None else bias.view(count, -1)
+                parts = [self._conv(self.a, one, shift) for one, shift in zip(weight, biases, strict=True)]
+                moved = torch.stack(parts, dim=1).flatten(0, 1)
+        if dot is not None:
+            carried = self._conv(dot.flatten(0, 1), self.weight.value, None)
+            moved = carried if moved is None else moved.add_(carried)
+        return None if moved is None else moved.view(rows, -1, *moved.shape[1:])
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """The two products of `ddelta` with the layer, and of delta with the moved layer."""
+        rows, shape = self.a.shape[0], self.weight.value.shape
+        if gradient is not None:
+            span = gradient[:, self.weight.begin : self.weight.end]
+            if ddelta is not None:
+                if self.groups == 1:
+                    found = self._to_weight(self.a, ddelta.flatten(1, 2), (-1, *shape[1:]))
+                    span += found.view(-1, shape.numel())
+                else:
+                    for index in range(ddelta.shape[1]):
+                        span[index] += self._to_weight(self.a, ddelta[:, index].contiguous(), shape).reshape(-1)
+                if self.bias is not None:
+                    gradient[:, self.bias.begin : self.bias.end] += ddelta.sum((0, 3, 4))
+            if dot is not None:
+                if self.groups == 1:
+                    found = self._to_weight(dot.flatten(1, 2), self.delta, (shape[0], -1, *shape[2:]))
+                    span.view(-1, *shape).add_(found.view(shape[0], -1, *shape[1:]).transpose(0, 1))
+                else:
+                    for index in range(dot.shape[1]):
+                        span[index] += self._to_weight(dot[:, index].contiguous(), self.delta, shape).reshape(-1)
+        if not wanted:
+            return None
+        result = None
+        if direction is not None:
+            weight = self.weight.part(direction)
+            count, inputs = weight.shape[0], self.a.shape[1:]
+            if self.groups == 1:
+                columns = weight.transpose(0, 1).flatten(1, 2)
+                wide = torch.Size((rows, count * inputs[0], *inputs[1:]))
+                result = self._to_input(self.delta, wide, columns).view(rows * count, *inputs)
+            else:
+                parts = [self._to_input(self.delta, self.a.shape, one) for one in weight]
+                result = torch.stack(parts, dim=1).flatten(0, 1)
+        if ddelta is not None:
+            flat = ddelta.flatten(0, 1)
+            shape = torch.Size((flat.shape[0], *self.a.shape[1:]))
+            carried = self._to_input(flat, shape, self.weight.value)
+            result = carried if result is None else result.add_(carried)
+        return None if result is None else result.view(rows, -1, *self.a.shape[1:])
+
+    def _conv(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.conv2d(a, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _to_input(self, delta: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
+        # Only the shape of the input matters here; an expanded scalar has it without the memory.
+        like = delta.new_empty(1).expand(shape)
+        return self._pull(delta, like, weight, [True, False, False])[0]
+
+    def _to_weight(self, a: Tensor, delta: Tensor, shape: tuple[int, ...]) -> Tensor:
+        outputs = delta.shape[1] if shape[0] == -1 else shape[0]
+        inputs = a.shape[1] // self.groups if shape[1] == -1 else shape[1]
+        like = delta.new_empty(1).expand(outputs, inputs, *shape[2:])
+        return self._pull(delta, a, like, [False, True, False])[1]
+
+    def _pull(self, delta: Tensor, a: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.aten.convolution_backward(
+            delta, a, weight, None, self.stride, self.padding, self.dilation, False, [0, 0], self.groups, mask
+        )
+
+
+class ScalePiece(Piece):
+    """Batch norm in eval mode: `y = (a - mean) / deviation * gain + shift` per channel."""
+
+    keeps_input = True
+
+    def __init__(self, mean: Tensor, deviation: Tensor, gain: Parameter | None, shift: Parameter | None) -> None:
+        self.mean, self.deviation, self.gain, self.shift = mean, deviation, gain, shift
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass."""
+        self.view = (-1, *[1] * (a.dim() - 2))
+        self.normal = (a - self.mean.view(self.view)) / self.deviation.view(self.view)
+        slope = 1.0 / self.deviation if self.gain is None else self.gain.value / self.deviation
+        self.slope = slope.view(self.view)
+        y = self.normal if self.gain is None else self.normal * self.gain.value.view(self.view)
+        return y if self.shift is None else y + self.shift.value.view(self.view)
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """`slope delta`."""
+        # What a change of the gain does to the input's adjoint.
+        self.delta = delta / self.deviation.view(self.view)
+        return delta * self.slope
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """`slope da + dgain normal + dshift`."""
+        moved = None if dot is None else dot * self.slope
+        if direction is None:
+            return moved
+        if self.gain is not None:
+            gain = self.gain.part(direction).view(-1, *self.slope.shape)
+            normal = self.normal[:, None]
+            moved = normal * gain if moved is None else moved.addcmul_(normal, gain)
+        if self.shift is not None:
+            shift = self.shift.part(direction).view(-1, *self.slope.shape)
+            moved = shift.expand(self.normal.shape[0], -1, *self.normal.shape[1:]) if moved is None else moved + shift
+        return moved
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """`slope ddelta + dgain / deviation delta`."""
+        if gradient is not None:
+            axes = (0, *range(3, self.normal.dim() + 1))
+            if ddelta is not None:
+                if self.gain is not None:
+                    gradient[:, self.gain.begin : self.gain.end] += (ddelta * self.normal[:, None]).sum(axes)
+                if self.shift is not None:
+                    gradient[:, self.shift.begin : self.shift.end] += ddelta.sum(axes)
+            if dot is not None and self.gain is not None:
+                gradient[:, self.gain.begin : self.gain.end] += (dot * self.delta[:, None]).sum(axes)
+        if not wanted:
+            return None
+        result = None if ddelta is None else ddelta * self.slope
+        if direction is not None and self.gain is not None:
+            gain = self.gain.part(direction).view(-1, *self.slope.shape)
+            delta = self.delta[:, None]
+            result = delta * gain if result is None else result.addcmul_(delta, gain)
+        return result
+
+
+class ElementwisePiece(Piece):
+    """`y = phi(a)` entry by entry; slopes and their derivatives come from autograd once."""
+
+    def __init__(self, phi: Callable[[Tensor], Tensor], piecewise_linear: bool) -> None:
+        self.phi, self.piecewise_linear = phi, piecewise_linear
+        self.keeps_input = not piecewise_linear
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass, with slope and second derivative."""
+        with torch.enable_grad():
+            leaf = a.detach().requires_grad_(True)
+            y = self.phi(leaf)
+            (slope,) = torch.autograd.grad(y.sum(), leaf, create_graph=not self.piecewise_linear)
+            self.second = None
+            if not self.piecewise_linear:
+                (self.second,) = torch.autograd.grad(slope.sum(), leaf)
+        self.slope = slope.detach()
+        return y.detach()
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """`phi'(a) delta`."""
+        if self.second is not None:
+            self.bend = self.second * delta
+            self.second = None
+        return self.slope * delta
+
+    def tangent(self, dot: Dot, direction: Dot, overwrite: bool = False) -> Dot:
+        """`phi'(a) da`."""
+        if dot is None:
+            return None
+        return dot.mul_(self.slope[:, None]) if overwrite else dot * self.slope[:, None]
+
+    def adjoint(
+        self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool, overwrite: bool = False
+    ) -> Dot:
+        """`phi'(a) ddelta + phi''(a) delta da`."""
+        if not wanted:
+            return None
+        slope = self.slope[:, None]
+        result = None if ddelta is None else ddelta.mul_(slope) if overwrite else ddelta * slope
+        if dot is None or self.piecewise_linear:
+            return result
+        bend = self.bend[:, None]
+        return dot * bend if result is None else result.addcmul_(dot, bend)
+
+
+class LinearMapPiece(Piece):
+    """A linear map without weights that treats rows alike: pooling by averages, slicing, padding, means."""
+
+    def __init__(self, map_rows: Callable[[Tensor], Tensor]) -> None:
+        self.map_rows = map_rows
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass."""
+        self.shape = a.shape[1:]
+        return self.map_rows(a)
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """The transposed map."""
+        return self._transposed(delta)
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """The map itself."""
+        if dot is None:
+            return None
+        return _split(self.map_rows(dot.flatten(0, 1)), dot.shape[0])
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """The transposed map."""
+        if ddelta is None or not wanted:
+            return None
+        return _split(self._transposed(ddelta.flatten(0, 1)), ddelta.shape[0])
+
+    def _transposed(self, delta: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = delta.new_zeros(delta.shape[0], *self.shape).requires_grad_(True)
+            return torch.autograd.grad(self.map_rows(leaf), leaf, delta)[0]
+
+
+class ReshapePiece(LinearMapPiece):
+    """Flatten, view and reshape that leave the rows apart."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(lambda a: a.reshape(a.shape[0], *shape))
+
+    def _transposed(self, delta: Tensor) -> Tensor:
+        return delta.reshape(delta.shape[0], *self.shape)
+
+
+class MaxPoolPiece(Piece):
+    """Max pooling: the entry that wins in each window, taken as fixed, as for any piecewise linear layer."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def forward(self, a: Tensor) -> Tensor:
+        """Primal pass, remembering the winners."""
+        self.shape = a.shape[1:]
+        y, winners = functional.max_pool2d(a, return_indices=True, **self.settings)
+        self.winners, self.pooled = winners.flatten(2), y.shape[2:]
+        return y
+
+    def backward(self, delta: Tensor) -> Tensor:
+        """Each window's adjoint goes to its winner."""
+        return self._scatter(delta[:, None])[:, 0]
+
+    def tangent(self, dot: Dot, direction: Dot) -> Dot:
+        """The winners' tangents."""
+        if dot is None:
+            return None
+        picked = dot.flatten(3).gather(3, self.winners[:, None].expand(-1, dot.shape[1], -1, -1))
+        return picked.view(*picked.shape[:3], *self.pooled)
+
+    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+        """Each window's adjoint goes to its winner."""
+        return None if ddelta is None or not wanted else self._scatter(ddelta)
+
+    def _scatter(self, delta: Tensor) -> Tensor:
+        rows, count = delta.shape[:2]
+        image = delta.new_zeros(rows, count, self.shape[0], self.shape[1:].numel())
+        image.scatter_add_(3, self.winners[:, None].expand(-1, count, -1, -1), delta.flatten(3))
+        return image.view(rows, count, *self.shape)
+
+
+def _split(rows: Tensor, count: int) -> Tensor:
+    """(n K, *s) -> (n, K, *s)."""
+    return rows.reshape(count, -1, *rows.shape[1:])
