@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -103,7 +104,10 @@ class DoubleBackward:
             return one_by_one()
 
         def together() -> tuple[Tensor, ...]:
-            return _grad(output, leaves, cotangents.contiguous(), True)
+            with warnings.catch_warnings():
+                # "performance drop": a layer without a batching rule; the timing below notices.
+                warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+                return _grad(output, leaves, cotangents.contiguous(), True)
 
         if self._together is None:
             return self._choose(one_by_one, together)
