@@ -66,7 +66,7 @@ def test_version() -> None:
     ("words", "parts"),
     [
         (["adit"], ["PA391", "Did you mean 'audit'", "Known: attack, audit"]),
-        (["reproduce", "x"], ["PA391 unknown command 'reproduce'", "Known: attack, audit"]),
+        (["frobnicate", "x"], ["PA391 unknown command 'frobnicate'", "Known: attack, audit"]),
         (["audit", "--wieghts", "x"], ["PA390", "--weights"]),
         (["train", "--seed", "x"], ["PA390", "--seed"]),
         (["train", "--seed", "-1"], ["PA390", "--seed"]),

@@ -43,7 +43,7 @@ def read_digits(spec: Spec) -> Source:
     images = (bunch.images / 16.0).astype(np.float32)[:, None]
     preprocessing: dict[str, object] = {"divide_by": 16}
     if size != SIDE:
-        images = _resize(images, size)
+        images = resize(images, size)
         preprocessing["resize"] = {"from": SIDE, "to": size, "method": "bilinear"}
     return Source(
         name="digits",
@@ -57,7 +57,8 @@ def read_digits(spec: Spec) -> Source:
     )
 
 
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Pictures (n, channels, h, w) in [0, 1], bilinearly resized to size x size."""
     import torch
     from torch.nn.functional import interpolate
 

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.models.factory import IMAGES_OPTION, SOURCES_ATTRIBUTE, from_file, names_code
+from poisonaudit.models.foreign import timm_model, torchvision_model
 from poisonaudit.models.lenet import lenet
 from poisonaudit.models.mlp import linear, mlp
+from poisonaudit.models.normalise import OPTION, normalised, parse_normalisation
+from poisonaudit.models.resnet import RESNETS
 from poisonaudit.registry import lookup
 from poisonaudit.spec import Spec, parse_spec
 
 Builder = Callable[[Spec, tuple[int, ...], int], nn.Module]
 
-MODELS: dict[str, Builder] = {"lenet": lenet, "linear": linear, "mlp": mlp}
+MODELS: dict[str, Builder] = {
+    "lenet": lenet,
+    "linear": linear,
+    "mlp": mlp,
+    **RESNETS,
+    "timm": timm_model,
+    "torchvision": torchvision_model,
+}
 GROUP = "poisonaudit.models"
 NAME_ATTRIBUTE = "poisonaudit_name"
 
-_TAKE_PICTURES = {"lenet"}
+_TAKE_PICTURES = {"lenet", "timm", "torchvision", *RESNETS}
 
 
 def build_model(
@@ -38,7 +49,8 @@ def build_model(
     float64 models of one seed start at the same point; the global generator is left as it was.
 
     Args:
-        spec: e.g. `mlp:64-32-10?activation=tanh`, `linear`, `lenet`, `file.py:factory`.
+        spec: e.g. `mlp:64-32-10?activation=tanh`, `linear`, `resnet20`, `torchvision:resnet18`, `file.py:factory`;
+            any of them with `?normalize=MEAN,STD`.
         input_shape: of one row of the data.
         outputs: number of classes or target columns of the data.
         seed: of the initial weights.
@@ -52,6 +64,8 @@ def build_model(
         InputRefused: PA132, the model does not take such rows or gives another number of outputs.
     """
     parsed = parse_spec(spec)
+    given_normalisation = parsed.options.get(OPTION)
+    parsed = replace(parsed, options={key: value for key, value in parsed.options.items() if key != OPTION})
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also reseed the accelerators' generators, which are not forked here.
         torch.default_generator.manual_seed(seed)
@@ -59,6 +73,8 @@ def build_model(
             model = from_file(parsed, input_shape, outputs, trust_code=trust_code)
         else:
             model = lookup(MODELS, parsed.name, "model", group=GROUP)(parsed, input_shape, outputs)
+        if given_normalisation is not None:
+            model = normalised(model, parse_normalisation(given_normalisation, input_shape))
         model = model.to(dtype).eval()
         try:
             with torch.no_grad():

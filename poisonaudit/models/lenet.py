@@ -16,7 +16,7 @@ CLASSICAL = 28
 
 
 def lenet(spec: Spec, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """`lenet`: two convolutions with average pooling, then linear layers. ?activation=tanh|relu|gelu.
+    """`lenet`: two convolutions with average pooling, then linear layers. ?activation=tanh|relu|gelu|silu.
 
     From 28 x 28 on it is LeNet-5 (6 and 16 maps of 5 x 5, then 120 and 84 units; 28 x 28 is padded to 32 x
     32, larger pictures are pooled to 5 x 5 maps). Below, 4 and 8 maps of 3 x 3 and 16 hidden units: 1,034

@@ -12,12 +12,17 @@ from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.registry import lookup
 from poisonaudit.spec import Spec
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
 MAX_PARAMETERS = 500_000_000
 
 
 def mlp(spec: Spec, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """`mlp:64-32-10`: linear layers, activations between them. ?activation=relu|tanh|gelu, ?bias=true|false.
+    """`mlp:64-32-10`: linear layers, activations between them. ?activation=relu|tanh|gelu|silu, ?bias=true|false.
 
     Args:
         spec: argument `WIDTH-WIDTH-...`, the first the number of inputs, the last the number of outputs.

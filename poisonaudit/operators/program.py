@@ -65,8 +65,9 @@ class _Tracer(fx.Tracer):
     """Traces into user modules; a layer that declares itself a linear map of its rows stays whole."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """Leaves are torch's own layers, and those with `linear_map = True`."""
-        return getattr(type(module), "linear_map", False) or super().is_leaf_module(module, name)
+        """Leaves are torch's own layers, and those marked `linear_map` or `channel_affine`."""
+        declared = any(getattr(type(module), mark, False) for mark in ("linear_map", "channel_affine"))
+        return declared or super().is_leaf_module(module, name)
 
 
 def build_program(module: nn.Module, parameters: Mapping[int, Parameter], x: Tensor) -> Program:
@@ -190,6 +191,9 @@ class _Runner:
         known = kind in _LEAVES or kind in _NORMS
         if getattr(kind, "linear_map", False) and not list(layer.parameters()):
             return LinearMapPiece(layer)
+        if getattr(kind, "channel_affine", False):
+            # A normalisation by fixed means and deviations: batch norm without gain and shift.
+            return ScalePiece(layer.get_buffer("mean"), layer.get_buffer("deviation"), None, None)
         if not known or "forward" in vars(layer):
             raise Unknown(f"layer {name} ({kind.__name__})")
         if kind in _SILENT:
