@@ -114,12 +114,28 @@ def kink_share(problem: Problem, mu: Tensor, displacement: Tensor) -> float | No
     Returns:
         The share, or None where the model has no such module.
     """
+    counted = _switched(problem, mu, displacement)
+    return None if counted is None else counted[0] / counted[1]
+
+
+def activation_changes(problem: Problem, mu: Tensor, displacement: Tensor) -> int | None:
+    """How many piecewise linear activations (units times rows) change sign over the step.
+
+    Returns:
+        The count, or None where the model has no such module.
+    """
+    counted = _switched(problem, mu, displacement)
+    return None if counted is None else counted[0]
+
+
+def _switched(problem: Problem, mu: Tensor, displacement: Tensor) -> tuple[int, int] | None:
+    """Activations that change sign, and all of them."""
     before = _signs(problem, problem.weights, problem.x)
     if not before:
         return None
     after = _signs(problem, problem.weights + displacement, problem.x + mu)
     changed = sum(int((one != other).sum()) for one, other in zip(before, after, strict=True))
-    return changed / sum(one.numel() for one in before)
+    return changed, sum(one.numel() for one in before)
 
 
 def _signs(problem: Problem, weights: Tensor, x: Tensor) -> list[Tensor]:

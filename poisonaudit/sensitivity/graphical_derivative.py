@@ -14,6 +14,7 @@ from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.curvature import Curvature, CurvatureName, assess_here, solver_for
 from poisonaudit.sensitivity.solution_set import SolutionSet
+from poisonaudit.sensitivity.trust import trust_radius
 from poisonaudit.solvers import Solve
 from poisonaudit.solvers.extremal import Progress
 from poisonaudit.validity import kink_share
@@ -30,6 +31,7 @@ class GraphicalDerivative:
             distance between the two parallel local pieces.
         phi: `|H^+ (R(x + mu, w + v0) - R(x, w))| / |v0|`, a Newton estimate of one step's relative error; None at
             v0 = 0 (no effect) and with scaling="paper".
+        trust_radius: length of mu, in this direction, up to which phi stays below 0.3; None where phi is.
         validity: may the displacement be trusted.
         kernel_dimension: eigenvalues taken as zero; None where only products were made.
         tolerance: relative rank tolerance.
@@ -44,6 +46,7 @@ class GraphicalDerivative:
     relative_residual: float
     distance: float
     phi: float | None
+    trust_radius: float | None
     validity: Validity
     kernel_dimension: int | None
     tolerance: float
@@ -134,6 +137,7 @@ def graphical_derivative(
         relative_residual=solve.relative_residual,
         distance=distance,
         phi=phi,
+        trust_radius=None if phi is None else trust_radius(phi, float(mu.norm())),
         validity=validity,
         kernel_dimension=solver.kernel_dimension,
         tolerance=solver.tolerance,

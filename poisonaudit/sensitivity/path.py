@@ -10,15 +10,25 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.newton import dense_hessian_of, solve_definite
-from poisonaudit.operators import linearise
+from poisonaudit.operators import dense_jacobian, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity.curvature import DENSE_LIMIT, solver_for
 from poisonaudit.sensitivity.graphical_derivative import check_perturbation, moved_rows
+from poisonaudit.solvers import default_tolerance
 from poisonaudit.training import finest_tolerance, relative_gradient
+from poisonaudit.validity import activation_changes
 
 _SMALLEST_STEP = 1.0 / 64
 _CORRECTIONS = 8
+# A sub-step that took this few corrections was short: the next may be longer.
+_FEW = 2
+_GROWTH = 1.7
 _WILD = 0.5
+# Entries of a Jacobian held for Gauss-Newton corrections, and the residual that counts as none.
+_DENSE_JACOBIAN = 50_000_000
+_INTERPOLATED = 1e-6
+# A branch whose smallest curvature fell to this share of its first value was running into a fold.
+_FOLDING = 0.25
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,10 @@ class Path:
         relative_gradient: at the end.
         fraction: t reached, 1 if complete.
         problem: the problem at the end (moved data, moved weights).
+        corrections: Newton corrections in all accepted sub-steps.
+        fold_at: t at which a branch of minima was last seen before its curvature vanished; None where no fold was met.
+        activation_changes: units times rows of piecewise linear activations whose sign changed from start to end; None
+            where the model has no such module. Between two pieces R has a kink, and a path across many is piecewise.
     """
 
     weights: Tensor
@@ -42,6 +56,9 @@ class Path:
     relative_gradient: float
     fraction: float
     problem: Problem
+    corrections: int = 0
+    fold_at: float | None = None
+    activation_changes: int | None = None
 
 
 def follow_path(
@@ -89,6 +106,7 @@ def follow_path(
     definite = (
         problem.size <= DENSE_LIMIT and _solve(problem, torch.zeros_like(problem.weights), True, None) is not None
     )
+    corrections = 0
     while reached < 1.0:
         stride = min(stride, 1.0 - reached)
         x_next = problem.x + (reached + stride) * mu
@@ -96,12 +114,12 @@ def follow_path(
         if moved is None:
             stride *= 0.5
             if stride < _SMALLEST_STEP:
-                reason = f"lost at t = {reached:.3f}: the corrector fails at every step down to {2 * stride:.3f}"
-                if definite:
-                    reason += ", or the branch of minima folds"
-                return Path(at.weights, False, taken, reason, relative_gradient(at), reached, at)
+                return _lost(problem, at, mu, reached, 2 * stride, taken, corrections, definite)
             continue
-        at, reached, taken = moved, reached + stride, taken + 1
+        (at, spent), reached, taken = moved, reached + stride, taken + 1
+        corrections += spent
+        if spent <= _FEW:
+            stride *= _GROWTH
         if 1.0 - reached < 1e-12:
             reached = 1.0
         if progress is not None:
@@ -109,10 +127,69 @@ def follow_path(
     figure = relative_gradient(at)
     # Conjugate gradients only see the curvature they meet: the end point's own factorisation settles it.
     at.cache.pop("preconditioner", None)
-    if definite and _solve(at, torch.zeros_like(at.weights), True, None) is None:
-        reason = "reached t = 1 at a stationary point that is no minimum: the branch of minima folds on the way"
-        return Path(at.weights, False, taken, reason, figure, 1.0, at)
-    return Path(at.weights, figure <= tolerance, taken, "reached t = 1", figure, 1.0, at)
+    folded = definite and _solve(at, torch.zeros_like(at.weights), True, None) is None
+    reason = "reached t = 1"
+    if folded:
+        reason += " at a stationary point that is no minimum: the branch of minima folds on the way"
+    return Path(
+        weights=at.weights,
+        converged=figure <= tolerance and not folded,
+        steps=taken,
+        reason=reason,
+        relative_gradient=figure,
+        fraction=1.0,
+        problem=at,
+        corrections=corrections,
+        fold_at=1.0 if folded else None,
+        activation_changes=activation_changes(problem, mu, at.weights - problem.weights),
+    )
+
+
+def _lost(
+    problem: Problem,
+    at: Problem,
+    mu: Tensor,
+    reached: float,
+    stride: float,
+    taken: int,
+    corrections: int,
+    definite: bool,
+) -> Path:
+    """The path ends before t = 1: where, why, and whether one linear step would have come nearer."""
+    reason = f"lost at t = {reached:.3f}: the corrector fails at every step down to {stride:.3f}"
+    fold = None
+    if definite:
+        before, after = _smallest_curvature(problem), _smallest_curvature(at)
+        if after <= _FOLDING * before:
+            fold = reached
+            reason += f"; the smallest curvature fell from {before:.1e} to {after:.1e}: the branch of minima folds"
+    change = at.weights - problem.weights
+    switched = activation_changes(problem, reached * mu, change)
+    if switched:
+        reason += f"; {switched} activations changed sign on the way"
+    # At the moved data, is the last point of the path any better than one step of the graphical derivative?
+    rows = moved_rows(mu)
+    step = solver_for(problem).inverse(-linearise(problem, rows).mixed(mu[rows]))
+    moved = problem.with_data(problem.x + mu)
+    lengths = [float(moved.gradient(problem.weights + one).norm()) for one in (step, change)]
+    if lengths[0] < lengths[1]:
+        reason += f"; one linear step leaves the smaller gradient at t = 1, {lengths[0]:.1e} against {lengths[1]:.1e}"
+    return Path(
+        weights=at.weights,
+        converged=False,
+        steps=taken,
+        reason=reason,
+        relative_gradient=relative_gradient(at),
+        fraction=reached,
+        problem=at,
+        corrections=corrections,
+        fold_at=fold,
+        activation_changes=switched,
+    )
+
+
+def _smallest_curvature(at: Problem) -> float:
+    return solver_for(at).smallest
 
 
 def _sub_step(
@@ -123,8 +200,18 @@ def _sub_step(
     tolerance: float,
     rank_tolerance: float | None,
     definite: bool,
-) -> Problem | None:
-    """Predict and correct; None where the corrector does not come down to the tolerance."""
+) -> tuple[Problem, int] | None:
+    """Predict and correct; None where the corrector does not come down to the tolerance.
+
+    Returns:
+        The corrected point and the corrections it took.
+    """
+    if not definite and at.loss == "half_squared" and at.decay == 0.0:
+        # Where the moved rows can be interpolated again, minimum-norm steps on the outputs predict and correct at once,
+        # and stay out of the kernel: H itself holds what residual is left, and its range is not quite that of J^T.
+        reached = _interpolated(at.with_data(x_next), tolerance, rank_tolerance)
+        if reached is not None:
+            return reached
     prediction = _solve(at, -linearise(at, rows).mixed(change), definite, rank_tolerance)
     if prediction is None or not bool(torch.isfinite(prediction).all()):
         return None
@@ -144,16 +231,51 @@ def _sub_step(
     return _corrected(trial, tolerance, lambda here, rhs: _solve(here, rhs, False, rank_tolerance))
 
 
-def _corrected(trial: Problem, tolerance: float, solve: Callable[[Problem, Tensor], Tensor | None]) -> Problem | None:
+def _corrected(
+    trial: Problem, tolerance: float, solve: Callable[[Problem, Tensor], Tensor | None]
+) -> tuple[Problem, int] | None:
     """Newton steps down to the tolerance, or None."""
-    for _ in range(_CORRECTIONS):
+    for spent in range(_CORRECTIONS):
         if relative_gradient(trial) <= tolerance:
-            return trial
+            return trial, spent
         corrected = _correct(trial, solve)
         if corrected is None:
             return None
         trial = corrected
-    return trial if relative_gradient(trial) <= tolerance else None
+    return (trial, _CORRECTIONS) if relative_gradient(trial) <= tolerance else None
+
+
+def _interpolated(trial: Problem, tolerance: float, rank_tolerance: float | None) -> tuple[Problem, int] | None:
+    """Gauss-Newton steps `w - J^+ (f - y)` to zero residual, or None where they do not get there.
+
+    Each step is the shortest that removes the residual to first order: it lies in the range of J^T and has no part
+    along the solution set, so the path does not drift along it.
+
+    Returns:
+        The corrected point and the corrections it took.
+    """
+    with torch.no_grad():
+        equations = trial.outputs().numel()
+    if equations >= trial.size or equations * trial.size > _DENSE_JACOBIAN:
+        return None
+    cut = default_tolerance(trial.dtype) if rank_tolerance is None else rank_tolerance
+    before = float("inf")
+    for spent in range(_CORRECTIONS):
+        with torch.no_grad():
+            residual = (trial.outputs() - trial.y).reshape(-1)
+        length = float(residual.norm())
+        if relative_gradient(trial) <= tolerance:
+            # A small gradient with a residual left is a least-squares solution: the general corrector's business.
+            return (trial, spent) if length <= _INTERPOLATED * max(1.0, float(trial.y.norm())) else None
+        if not length < 0.5 * before:
+            return None
+        before = length
+        jacobian = dense_jacobian(trial).reshape(equations, trial.size)
+        values, vectors = torch.linalg.eigh(jacobian @ jacobian.T)
+        kept = values > cut * values[-1]
+        coefficients = vectors[:, kept] @ ((vectors[:, kept].T @ residual) / values[kept])
+        trial = trial.at(trial.weights - jacobian.T @ coefficients)
+    return None
 
 
 def _solve_within(here: Problem, rhs: Tensor, basis: Tensor) -> Tensor | None:
