@@ -11,17 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from poisonaudit.operators.pieces import (
-    ConvPiece,
-    ElementwisePiece,
-    LinearMapPiece,
-    LinearPiece,
-    MaxPoolPiece,
-    Parameter,
-    Piece,
-    ReshapePiece,
-    ScalePiece,
-)
+from poisonaudit.operators.pieces import ConvPiece, LinearPiece, Parameter, Piece, ScalePiece
+from poisonaudit.operators.weightless import ElementwisePiece, LinearMapPiece, MaxPoolPiece, ReshapePiece
 
 _PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh)
 _SMOOTH = (nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.ELU, nn.Mish, nn.Softsign)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poisonaudit.operators.pieces import Dot, ElementwisePiece, Parameter, Piece
+from poisonaudit.operators.pieces import Dot, Parameter, Piece
 from poisonaudit.operators.program import Program, Step, Unknown, build_program
+from poisonaudit.operators.weightless import ElementwisePiece
 from poisonaudit.problem import Problem
 
 

@@ -1,38 +1,61 @@
-"""The curvature of the training objective, ready to be inverted: dense while small, Krylov beyond."""
+"""The curvature of the training objective, ready to be inverted: dense while small, by products beyond."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from poisonaudit.errors import UsageError
-from poisonaudit.operators import Linearisation, dense_gauss_newton, dense_hessian, linearise
+from poisonaudit.operators import dense_gauss_newton, dense_hessian
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import Validity
-from poisonaudit.solvers import DenseSpectrum, Solve, curvature_ends, default_tolerance, lanczos_least_squares
+from poisonaudit.sensitivity.product_curvature import CurvatureName as CurvatureName
+from poisonaudit.sensitivity.product_curvature import ProductCurvature
+from poisonaudit.solvers import DenseSpectrum, Progress, Solve, curvature_ends, default_tolerance
 from poisonaudit.solvers.cholesky import definite_factor
 from poisonaudit.training import relative_gradient
 from poisonaudit.validity import assess
 
-CurvatureName = Literal["hessian", "gauss_newton"]
 DENSE_LIMIT = 5_000
+METHODS = ("auto", "dense", "lanczos", "minres", "lsmr", "cg", "nystroem")
 _DENSE = {"hessian": dense_hessian, "gauss_newton": dense_gauss_newton}
 
 
 class Curvature(Protocol):
-    """What the solution map needs of H (or of its Gauss-Newton part)."""
+    """What the solution map needs of `A = H + damping * lambda_max I` (or of its Gauss-Newton part)."""
 
-    tolerance: float
-    largest: float
-    smallest: float
-    kernel_dimension: int | None
-    method: str
-    products: int
+    @property
+    def tolerance(self) -> float:
+        """Relative rank tolerance."""
+        ...
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue of A; by products a lower estimate."""
+        ...
+
+    @property
+    def smallest(self) -> float:
+        """Smallest eigenvalue of A; by products an upper estimate."""
+        ...
+
+    @property
+    def kernel_dimension(self) -> int | None:
+        """Eigenvalues taken as zero, or None where only products are made."""
+        ...
+
+    @property
+    def method(self) -> str:
+        """How it solves."""
+        ...
+
+    @property
+    def products(self) -> int:
+        """Products with H made by all solves so far; a block of K counts K."""
+        ...
 
     @property
     def range_vectors(self) -> Tensor | None:
@@ -40,79 +63,20 @@ class Curvature(Protocol):
         ...
 
     def solve(self, rhs: Tensor) -> Solve:
-        """Minimum-norm least-squares solution of `H v = rhs`."""
+        """Minimum-norm least-squares solution of `A v = rhs`, (p,) or (p, K)."""
         ...
 
     def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
-        """The solution nearest to `start`: `start + H^+ (rhs - H start)`."""
+        """The solution nearest to `start`: `start + A^+ (rhs - A start)`."""
         ...
 
     def inverse(self, rhs: Tensor) -> Tensor:
-        """`H^+ rhs` alone, for a vector or a block of columns."""
+        """`A^+ rhs` alone, for a vector or a block of columns."""
         ...
 
     def project_kernel(self, z: Tensor) -> Tensor:
-        """`P_ker(H) z` at the rank tolerance."""
+        """`P_ker(A) z` at the rank tolerance, (p,) or (p, K)."""
         ...
-
-
-class KrylovCurvature:
-    """Curvature through products only, for p beyond `DENSE_LIMIT`.
-
-    The dimension of the kernel is not known here (None): counting it would take the whole spectrum.
-    """
-
-    kernel_dimension: int | None = None
-    range_vectors: Tensor | None = None
-    method = "lanczos"
-
-    def __init__(self, kept: Linearisation, name: CurvatureName, tolerance: float) -> None:
-        self.tolerance = tolerance
-        self._product: Callable[[Tensor], Tensor] = kept.hessian if name == "hessian" else kept.gauss_newton
-        self._kept = kept
-        weights = kept.problem.weights
-        self.smallest, self.largest = curvature_ends(self._product, weights.numel(), weights)
-
-    @property
-    def largest_magnitude(self) -> float:
-        """Largest |lambda|, as far as the Lanczos run saw it."""
-        return max(abs(self.smallest), abs(self.largest))
-
-    @property
-    def products(self) -> int:
-        """Products made at this point so far."""
-        return self._kept.products
-
-    def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
-        """The solution nearest to `start`."""
-        solve = self.solve(rhs - self._product(start))
-        return replace(solve, value=start + solve.value)
-
-    def solve(self, rhs: Tensor) -> Solve:
-        """Minimum-norm least-squares solution of `H v = rhs`."""
-        if rhs.dim() == 2:
-            solves = [self.solve(column.contiguous()) for column in rhs.T]
-            worst = max(solves, key=lambda one: one.relative_residual)
-            return replace(worst, value=torch.stack([one.value for one in solves], dim=1))
-        return lanczos_least_squares(
-            self._product,
-            rhs,
-            tolerance=self.tolerance,
-            accuracy=1e-10 if rhs.dtype == torch.float64 else 1e-5,
-            largest_magnitude=self.largest_magnitude,
-        )
-
-    def inverse(self, rhs: Tensor) -> Tensor:
-        """`H^+ rhs`, column by column."""
-        if rhs.dim() == 1:
-            return self.solve(rhs).value
-        return torch.stack([self.solve(column.contiguous()).value for column in rhs.T], dim=1)
-
-    def project_kernel(self, z: Tensor) -> Tensor:
-        """`z - H^+ H z`."""
-        if z.dim() == 2:
-            return torch.stack([self.project_kernel(column.contiguous()) for column in z.T], dim=1)
-        return z - self.inverse(self._product(z))
 
 
 def solver_for(
@@ -122,38 +86,65 @@ def solver_for(
     *,
     method: str = "auto",
     damping: float = 0.0,
-    progress: Any = None,
+    accuracy: float | None = None,
+    progress: Progress | None = None,
 ) -> Curvature:
-    """The curvature at this point, factorised once and kept with the problem.
+    """The curvature at this point, ready to solve with, made once and kept with the problem.
+
+    Methods: "dense" factorises (Cholesky where H is clearly definite, else eigenvectors). "lanczos" is the block
+    Lanczos solver, whose space is kept with the point, so that later right-hand sides are cheap. "minres" holds a few
+    vectors only. "lsmr" is SciPy's, as a reference. "cg" and "nystroem" (preconditioned, with damping) are for definite
+    matrices and end where they meet negative curvature. "auto" is dense up to p = 5,000 and Lanczos beyond.
 
     Args:
         problem: the point.
         curvature: "hessian" (exact) or "gauss_newton" (named as such in results; never used silently).
         tolerance: rank tolerance relative to max |lambda|; default 1e-9 in float64, 1e-5 in float32.
-        method: "auto", "dense" (Cholesky where H is clearly definite, else eigenvectors) or "lanczos".
-        damping: relative to the largest curvature; 0 for none.
+        method: as above.
+        damping: relative to the largest eigenvalue lambda_max of H: `H + damping * lambda_max I` is inverted.
+        accuracy: relative residual wanted of solves by products; default 1e-10 in float64, 1e-5 in float32.
         progress: called with a message and a fraction.
 
     Returns:
-        Dense up to p = 5,000, Krylov beyond.
+        The curvature.
 
     Raises:
-        UsageError: PA301, unknown curvature; PA304, a tolerance outside [0, 1).
+        UsageError: PA301, unknown curvature or method; PA304, a tolerance outside [0, 1), negative or infinite damping,
+            an accuracy outside (0, 1).
     """
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         raise UsageError("PA304", f"the rank tolerance is {tolerance}. Use a number from 0 to below 1, e.g. 1e-9.")
+    if not 0.0 <= damping < float("inf"):
+        raise UsageError("PA304", f"the damping is {damping}. Use 0 for none, or a share of lambda_max such as 1e-3.")
+    if accuracy is not None and not 0.0 < accuracy < 1.0:
+        raise UsageError("PA304", f"the accuracy is {accuracy}. Use a relative residual between 0 and 1, e.g. 1e-8.")
     if curvature not in _DENSE:
         raise unknown_name(curvature, _DENSE, "curvature")
+    if method not in METHODS:
+        raise unknown_name(method, METHODS, "method")
+    chosen = method
+    if method == "auto":
+        chosen = "dense" if problem.size <= DENSE_LIMIT else "lanczos"
     cut = default_tolerance(problem.dtype) if tolerance is None else tolerance
-    key = ("curvature", curvature, cut, method, damping)
+    key = ("curvature", curvature, cut, chosen, float(damping), None if chosen == "dense" else accuracy)
     if key not in problem.cache:
-        if method == "dense" or (method == "auto" and problem.size <= DENSE_LIMIT):
-            matrix = _dense_matrix(problem, curvature)
-            problem.cache[key] = definite_factor(matrix, cut) or DenseSpectrum(matrix, cut)
+        if chosen == "dense":
+            problem.cache[key] = _factorised(problem, curvature, cut, damping)
         else:
-            problem.cache[key] = KrylovCurvature(linearise(problem), curvature, cut)
+            problem.cache[key] = ProductCurvature(problem, curvature, cut, chosen, damping, accuracy)
     kept: Curvature = problem.cache[key]
+    if isinstance(kept, ProductCurvature):
+        kept.progress = progress
     return kept
+
+
+def _factorised(problem: Problem, curvature: CurvatureName, tolerance: float, damping: float) -> Curvature:
+    """Cholesky factor where the damped matrix is clearly definite, else its eigenvectors."""
+    matrix = _dense_matrix(problem, curvature)
+    if damping > 0.0:
+        _, largest = curvature_ends(lambda v: matrix @ v, problem.size, matrix[0])
+        matrix = matrix + damping * largest * torch.eye(problem.size, dtype=matrix.dtype, device=matrix.device)
+    return definite_factor(matrix, tolerance) or DenseSpectrum(matrix, tolerance)
 
 
 def assess_here(
@@ -176,6 +167,8 @@ def assess_here(
     Returns:
         The verdict with its figures.
     """
+    if isinstance(solver, ProductCurvature):
+        solver.note_stationarity()
     ended: dict[str, Any] = {} if solve is None else {"solver_converged": solve.converged, "solver_ended": solve.ended}
     return assess(
         problem,
