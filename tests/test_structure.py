@@ -38,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"errors", "registry", "results", "audit"},
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},
+    "reproduce": COMMON
+    | {"data", "models", "store", "operators", "newton", "training", "validity", "sensitivity", "report"},
 }
 
 

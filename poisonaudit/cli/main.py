@@ -26,6 +26,7 @@ COMMANDS = {
     "attack": "Craft a poison, retrain on it, report predicted against retrained.",
     "compare": "One report over several models or runs.",
     "report": "Render the report of a run again from its stored results.",
+    "reproduce": "A table or figure of the source papers, beside the printed values.",
     "ls": "List models, data, measures, attacks or reproductions.",
     "validate": "Check a configuration without running it.",
     "verify": "Check that the files of a run are as its manifest recorded them.",

@@ -40,7 +40,9 @@ def _attacks() -> dict[str, str]:
 
 
 def _reproductions() -> dict[str, str]:
-    return {}
+    from poisonaudit.reproduce import REPRODUCTIONS
+
+    return {name: _first_line(entry) for name, entry in REPRODUCTIONS.items()}
 
 
 _KINDS: dict[str, Callable[[], dict[str, str]]] = {

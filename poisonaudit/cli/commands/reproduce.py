@@ -1,0 +1,48 @@
+"""`poisonaudit reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from poisonaudit.cli.console import print_json, reporting
+from poisonaudit.cli.options import arguments, shared
+
+
+@click.command("reproduce")
+@click.argument("name")
+@click.option("--root", metavar="DIR", help="Folder of CIFAR-10 in its makers' form; with it the model is resnet56.")
+@shared("model", "weights", "data", "limit")
+@click.option(
+    "--decay", type=float, metavar="X", help="Weight decay, above 0: (X/2)|w|^2; default 5e-3, with --root 5e-4."
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="T",
+    help="Relative gradient of every training; default 1e-9, in single precision 1e-6.",
+)
+@click.option(
+    "--budget", type=click.IntRange(min=1), metavar="N", help="Most gradients of one training; beyond, it is flagged."
+)
+@click.option("--quick", is_flag=True, default=None, help="Fewer rows and coarser pictures.")
+@click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out; finished stages are kept.")
+@shared("seed", "device", "out", "json")
+def command(name: str, resume: bool, out: Path | None, as_json: bool, **given: Any) -> None:
+    """Compute a table or figure of the source papers again, beside the printed values.
+
+    NAME is one of `ls reproductions`. Without --root everything runs on the bundled digits at 32 x 32.
+    """
+    with reporting() as report:
+        from poisonaudit.cli.pipeline.reproduce import run_reproduction
+
+        done = run_reproduction(name, given, out, resume=resume, arguments=arguments(), report=report)
+    if as_json:
+        print_json(done.result.to_json())
+        return
+    from poisonaudit.cli.pipeline.reproduce import reproduction_text
+
+    click.echo(reproduction_text(done.result))
+    click.echo(f"\nreport: {done.path / 'reproduction.html'}")

@@ -1,0 +1,191 @@
+"""The trained network a reproduction starts from: loaded or trained here, then settled into its minimum."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from poisonaudit.data import DataSet, load_data
+from poisonaudit.errors import UsageError
+from poisonaudit.losses import cross_entropy
+from poisonaudit.models import build_model, load_weights, wants_images
+from poisonaudit.problem import Problem
+from poisonaudit.reproduce.bench import Bench, Settings
+from poisonaudit.reproduce.minimum import descend, settle
+from poisonaudit.training import Progress, finest_tolerance, relative_gradient
+
+SMOOTH = "lenet"
+DIGITS = "digits?size=32"
+ROWS, ROWS_OF_DIGITS, ROWS_IF_QUICK = 1000, 100, 40
+# Five times what other commands allow: single precision cannot tell the retrained change from its rounding.
+FLOAT64_LIMIT = 100_000
+# What pre-trained ResNets have; and on few digits the least at which minima are far from degenerate.
+DECAY, DECAY_OF_DIGITS = 5e-4, 5e-3
+BUDGET, BUDGET_IF_QUICK = 20_000, 4_000
+_EPOCHS, _BATCH, _RATE, _DESCENT = 40, 25, 1e-2, 500
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A problem at the solution called "original" in the tables.
+
+    Attributes:
+        problem: at the settled weights; batch normalisation frozen.
+        test: test rows and labels.
+        settings: resolved, plain data.
+        facts: how it was trained and how stationary it is, plain data.
+        inputs: input name -> sha256.
+        tolerance: relative gradient that trainings aim for.
+        budget: gradients one training may spend.
+    """
+
+    problem: Problem
+    test: tuple[Tensor, Tensor]
+    settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    tolerance: float
+    budget: int
+
+
+def resolve(settings: Settings) -> dict[str, Any]:
+    """Names and numbers that the settings leave open, chosen.
+
+    Returns:
+        Plain data: data, model, limit, decay, seed, budget.
+
+    Raises:
+        UsageError: PA396, both a root and another data set are named.
+    """
+    if settings.root is not None and settings.data is not None:
+        raise UsageError("PA396", "--root and --data both name the data. Pass one of them.")
+    real = settings.root is not None
+    rows = ROWS if real else ROWS_OF_DIGITS
+    return {
+        "data": f"cifar10:{settings.root}" if real else settings.data or DIGITS,
+        "model": settings.model or ("resnet56" if real else SMOOTH),
+        "limit": settings.limit or (ROWS_IF_QUICK if settings.quick else rows),
+        "decay": (DECAY if real else DECAY_OF_DIGITS) if settings.decay is None else settings.decay,
+        "seed": settings.seed,
+        "device": settings.device,
+        "budget": settings.budget or (BUDGET_IF_QUICK if settings.quick else BUDGET),
+        "quick": settings.quick,
+    }
+
+
+def make_victim(bench: Bench) -> Victim:
+    """Load data and model, load or train weights, and settle them into a minimum of the decayed mean cross-entropy.
+
+    Args:
+        bench: says on what.
+
+    Returns:
+        The victim.
+
+    Raises:
+        UsageError: PA397, the data have no classes.
+    """
+    asked = bench.settings
+    chosen = resolve(asked)
+    model, data, decay = str(chosen["model"]), str(chosen["data"]), float(chosen["decay"])
+    bench.voice.stage(f"loading {data}")
+    rows = load_data(data, images=wants_images(model), limit=chosen["limit"])
+    if rows.classes is None:
+        raise UsageError("PA397", f"{data} has no classes, and the paper's loss is cross-entropy. Pass other --data.")
+    module = build_model(model, input_shape=tuple(rows.input_shape), outputs=rows.outputs, seed=asked.seed)
+    size = sum(value.numel() for value in module.parameters())
+    dtype = torch.float64 if size <= FLOAT64_LIMIT else torch.float32
+    module, rows = module.to(dtype=dtype, device=asked.device), rows.to(dtype)
+    x, y = rows.x_train.to(asked.device), rows.y_train.to(asked.device)
+    inputs = dict(rows.sources)
+    if asked.weights is not None:
+        inputs["weights"] = load_weights(module, Path(asked.weights)).sha256
+    tolerance = asked.tolerance or max(1e-9, finest_tolerance(dtype))
+    chosen |= {"parameters": size, "rows": len(x), "dtype": str(dtype).removeprefix("torch."), "tolerance": tolerance}
+    bench.voice.note(f"{model} on {data}: p = {size:,} weights, n = {len(x):,} rows, cross_entropy, {chosen['dtype']}.")
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        trained = module if asked.weights is not None else _trained(module, x, y, decay, asked.seed, bench.voice)
+        start = Problem(trained, "cross_entropy", x, y, decay)
+        if asked.weights is None:
+            start = descend(start, min(_DESCENT, int(chosen["budget"])), bench.voice)
+        reached = settle(start, tolerance, int(chosen["budget"]), bench.voice)
+        moved = float((reached.problem.weights - start.weights).norm() / start.weights.norm())
+        facts = {
+            "trained_here": asked.weights is None,
+            "relative_gradient_before": relative_gradient(start),
+            "moved_by_settling": moved,
+            "relative_gradient": reached.relative_gradient,
+            "converged": reached.converged,
+            "reason": reached.reason,
+            "gradients": reached.gradients,
+        }
+        return dict(reached.problem.module().state_dict()), facts
+
+    state, facts = bench.kept("original", f"training {model} to a minimum", make)
+    module.load_state_dict({name: value.to(asked.device) for name, value in state.items()})
+    problem = Problem(module.eval(), "cross_entropy", x, y, decay)
+    return Victim(
+        problem=problem,
+        test=(rows.x_test.to(asked.device), rows.y_test.to(asked.device)),
+        settings=chosen,
+        facts=dict(facts) | _quality(problem, rows),
+        inputs=inputs,
+        tolerance=tolerance,
+        budget=int(chosen["budget"]),
+    )
+
+
+def _trained(module: nn.Module, x: Tensor, y: Tensor, decay: float, seed: int, progress: Progress) -> nn.Module:
+    """Adam with a rising and falling rate in train mode, then batch normalisation frozen at the rows' statistics.
+
+    The objective is the decayed mean cross-entropy that the polish in eval mode takes over.
+
+    Returns:
+        The trained module, in eval mode.
+    """
+    module = copy.deepcopy(module).train()
+    epochs = _EPOCHS
+    batches = -(-len(x) // _BATCH)
+    optimiser = torch.optim.Adam(module.parameters(), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=epochs * batches)
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        # Two rows at least: batch normalisation has no variance of one.
+        for picked in order.tensor_split(batches):
+            optimiser.zero_grad()
+            weights = torch.cat([value.reshape(-1) for value in module.parameters()])
+            loss = cross_entropy(module(x[picked]), y[picked]).mean() + 0.5 * decay * weights.dot(weights)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        progress(f"training: epoch {epoch + 1}", (epoch + 1) / epochs)
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.reset_running_stats()
+            layer.momentum = None  # plain averages over the pass below
+    with torch.no_grad():
+        for picked in torch.arange(len(x), device=x.device).tensor_split(max(1, len(x) // 250)):
+            module(x[picked])
+    return module.eval()
+
+
+@torch.no_grad()
+def _quality(problem: Problem, rows: DataSet) -> dict[str, float]:
+    """Loss and accuracy at the original solution."""
+    outputs = problem.outputs()
+    test = problem.outputs(x=rows.x_test[:500].to(problem.x))
+    labels = rows.y_test[:500].to(test.device)
+    return {
+        "loss": float(problem.losses().mean()),
+        "train_accuracy": float((outputs.argmax(1) == problem.y).double().mean()),
+        "test_accuracy": float((test.argmax(1) == labels).double().mean()),
+    }
