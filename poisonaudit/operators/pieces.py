@@ -37,6 +37,8 @@ class Piece:
     keeps_input = False
     # Whether what `tangent` and `adjoint` return is new memory, free to be overwritten by the next step.
     fresh = False
+    # Whether `adjoint` takes `overwrite`: the adjoint's memory may be used for the result.
+    overwrites = False
 
     def forward(self, a: Tensor) -> Tensor:
         """Primal pass, caching what the other passes need."""
@@ -117,8 +119,16 @@ class LinearPiece(Piece):
         return None if result is None else result.view(rows, -1, inputs)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """The same pictures with the channels side by side in memory: convolutions on CPUs take two thirds of the time."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 class ConvPiece(Piece):
-    """Convolution over pictures (n, C, H, W), any stride, zero padding, dilation and groups."""
+    """Convolution over pictures (n, C, H, W), any stride, zero padding, dilation and groups.
+
+    Everything is held channels last. One column at a time is fastest: blocks would have to be laid out anew.
+    """
 
     keeps_input = True
     fresh = True
@@ -129,12 +139,12 @@ class ConvPiece(Piece):
 
     def forward(self, a: Tensor) -> Tensor:
         """Primal pass."""
-        self.a = a
-        return self._conv(a, self.weight.value, None if self.bias is None else self.bias.value)
+        self.a = channels_last(a)
+        return self._conv(self.a, self.weight.value, None if self.bias is None else self.bias.value)
 
     def backward(self, delta: Tensor) -> Tensor:
         """Transposed convolution of delta."""
-        self.delta = delta
+        self.delta = channels_last(delta)
         return self._to_input(delta, self.a.shape, self.weight.value)
 
     def tangent(self, dot: Dot, direction: Dot) -> Dot:
@@ -146,14 +156,14 @@ class ConvPiece(Piece):
             count = weight.shape[0]
             bias = None if self.bias is None else self.bias.part(direction).reshape(-1)
             if self.groups == 1:
-                moved = self._conv(self.a, weight.flatten(0, 1), bias)
-                moved = moved.view(rows * count, -1, *moved.shape[2:])
+                moved = self._conv(self.a, channels_last(weight.flatten(0, 1)), bias)
+                moved = moved.reshape(rows * count, -1, *moved.shape[2:])
             else:
                 biases = [None] * count if bias is None else bias.view(count, -1)
                 parts = [self._conv(self.a, one, shift) for one, shift in zip(weight, biases, strict=True)]
                 moved = torch.stack(parts, dim=1).flatten(0, 1)
         if dot is not None:
-            carried = self._conv(dot.flatten(0, 1), self.weight.value, None)
+            carried = self._conv(channels_last(dot.flatten(0, 1)), self.weight.value, None)
             moved = carried if moved is None else moved.add_(carried)
         return None if moved is None else moved.view(rows, -1, *moved.shape[1:])
 
@@ -164,8 +174,8 @@ class ConvPiece(Piece):
             span = gradient[:, self.weight.begin : self.weight.end]
             if ddelta is not None:
                 if self.groups == 1:
-                    found = self._to_weight(self.a, ddelta.flatten(1, 2), (-1, *shape[1:]))
-                    span += found.view(-1, shape.numel())
+                    found = self._to_weight(self.a, channels_last(ddelta.flatten(1, 2)), (-1, *shape[1:]))
+                    span += found.reshape(-1, shape.numel())
                 else:
                     for index in range(ddelta.shape[1]):
                         span[index] += self._to_weight(self.a, ddelta[:, index].contiguous(), shape).reshape(-1)
@@ -173,8 +183,8 @@ class ConvPiece(Piece):
                     gradient[:, self.bias.begin : self.bias.end] += ddelta.sum((0, 3, 4))
             if dot is not None:
                 if self.groups == 1:
-                    found = self._to_weight(dot.flatten(1, 2), self.delta, (shape[0], -1, *shape[2:]))
-                    span.view(-1, *shape).add_(found.view(shape[0], -1, *shape[1:]).transpose(0, 1))
+                    found = self._to_weight(channels_last(dot.flatten(1, 2)), self.delta, (shape[0], -1, *shape[2:]))
+                    span.view(-1, *shape).add_(found.reshape(shape[0], -1, *shape[1:]).transpose(0, 1))
                 else:
                     for index in range(dot.shape[1]):
                         span[index] += self._to_weight(dot[:, index].contiguous(), self.delta, shape).reshape(-1)
@@ -185,14 +195,14 @@ class ConvPiece(Piece):
             weight = self.weight.part(direction)
             count, inputs = weight.shape[0], self.a.shape[1:]
             if self.groups == 1:
-                columns = weight.transpose(0, 1).flatten(1, 2)
+                columns = channels_last(weight.transpose(0, 1).flatten(1, 2))
                 wide = torch.Size((rows, count * inputs[0], *inputs[1:]))
-                result = self._to_input(self.delta, wide, columns).view(rows * count, *inputs)
+                result = self._to_input(self.delta, wide, columns).reshape(rows * count, *inputs)
             else:
                 parts = [self._to_input(self.delta, self.a.shape, one) for one in weight]
                 result = torch.stack(parts, dim=1).flatten(0, 1)
         if ddelta is not None:
-            flat = ddelta.flatten(0, 1)
+            flat = channels_last(ddelta.flatten(0, 1))
             shape = torch.Size((flat.shape[0], *self.a.shape[1:]))
             carried = self._to_input(flat, shape, self.weight.value)
             result = carried if result is None else result.add_(carried)
@@ -202,14 +212,12 @@ class ConvPiece(Piece):
         return functional.conv2d(a, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def _to_input(self, delta: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
-        # Only the shape of the input matters here; an expanded scalar has it without the memory.
-        like = delta.new_empty(1).expand(shape)
-        return self._pull(delta, like, weight, [True, False, False])[0]
+        return self._pull(delta, _shaped(delta, shape), weight, [True, False, False])[0]
 
     def _to_weight(self, a: Tensor, delta: Tensor, shape: tuple[int, ...]) -> Tensor:
         outputs = delta.shape[1] if shape[0] == -1 else shape[0]
         inputs = a.shape[1] // self.groups if shape[1] == -1 else shape[1]
-        like = delta.new_empty(1).expand(outputs, inputs, *shape[2:])
+        like = _shaped(delta, (outputs, inputs, *shape[2:]))
         return self._pull(delta, a, like, [False, True, False])[1]
 
     def _pull(self, delta: Tensor, a: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,10 +226,17 @@ class ConvPiece(Piece):
         )
 
 
+def _shaped(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory that is never touched: an operand of which only the shape matters."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 class ScalePiece(Piece):
     """Batch norm in eval mode: `y = (a - mean) / deviation * gain + shift` per channel."""
 
     keeps_input = True
+    fresh = True
+    overwrites = True
 
     def __init__(self, mean: Tensor, deviation: Tensor, gain: Parameter | None, shift: Parameter | None) -> None:
         self.mean, self.deviation, self.gain, self.shift = mean, deviation, gain, shift
@@ -252,25 +267,34 @@ class ScalePiece(Piece):
             moved = normal * gain if moved is None else moved.addcmul_(normal, gain)
         if self.shift is not None:
             shift = self.shift.part(direction).view(-1, *self.slope.shape)
-            moved = shift.expand(self.normal.shape[0], -1, *self.normal.shape[1:]) if moved is None else moved + shift
+            if moved is None:
+                return shift.expand(self.normal.shape[0], -1, *self.normal.shape[1:]).contiguous()
+            moved.add_(shift)
         return moved
 
-    def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
+    def adjoint(
+        self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool, overwrite: bool = False
+    ) -> Dot:
         """`slope ddelta + dgain / deviation delta`."""
         if gradient is not None:
-            axes = (0, *range(3, self.normal.dim() + 1))
-            if ddelta is not None:
-                if self.gain is not None:
-                    gradient[:, self.gain.begin : self.gain.end] += (ddelta * self.normal[:, None]).sum(axes)
-                if self.shift is not None:
-                    gradient[:, self.shift.begin : self.shift.end] += ddelta.sum(axes)
-            if dot is not None and self.gain is not None:
-                gradient[:, self.gain.begin : self.gain.end] += (dot * self.delta[:, None]).sum(axes)
+            self._add_gradient(ddelta, dot, gradient)
         if not wanted:
             return None
-        result = None if ddelta is None else ddelta * self.slope
+        result = None if ddelta is None else ddelta.mul_(self.slope) if overwrite else ddelta * self.slope
         if direction is not None and self.gain is not None:
             gain = self.gain.part(direction).view(-1, *self.slope.shape)
             delta = self.delta[:, None]
             result = delta * gain if result is None else result.addcmul_(delta, gain)
         return result
+
+    def _add_gradient(self, ddelta: Dot, dot: Dot, gradient: Tensor) -> None:
+        axes = (0, *range(3, self.normal.dim() + 1))
+        if self.gain is not None:
+            part = None if ddelta is None else ddelta * self.normal[:, None]
+            if dot is not None:
+                delta = self.delta[:, None]
+                part = dot * delta if part is None else part.addcmul_(dot, delta)
+            if part is not None:
+                gradient[:, self.gain.begin : self.gain.end] += part.sum(axes)
+        if self.shift is not None and ddelta is not None:
+            gradient[:, self.shift.begin : self.shift.end] += ddelta.sum(axes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poisonaudit.operators.pieces import Dot, Parameter, Piece
+from poisonaudit.operators.pieces import Dot, Parameter, Piece, channels_last
 from poisonaudit.operators.program import Program, Step, Unknown, build_program
 from poisonaudit.operators.weightless import ElementwisePiece
 from poisonaudit.problem import Problem
@@ -38,7 +38,8 @@ class ROperator:
         values = problem.parameters(problem.weights)
         for name, own in module.named_parameters():
             end = begin + own.numel()
-            parameters[id(own)] = Parameter(begin, end, values[name].contiguous())
+            value = values[name]
+            parameters[id(own)] = Parameter(begin, end, channels_last(value) if value.dim() == 4 else value.contiguous())
             begin = end
         return build_program(module, parameters, x)
 
@@ -71,13 +72,16 @@ class ROperator:
         dots: list[Dot] = [mu, *[None] * len(steps)]
         last = _last_uses(steps)
         for index, step in enumerate(steps, start=1):
+            source = step.sources[0]
+            # Large blocks cost more to allocate than to multiply: write over a tangent nobody reads again.
+            owned = source > 0 and _is_fresh(steps[source - 1].piece) and last[source] == (index, False)
             if step.piece is None:
-                first, second = (dots[source] for source in step.sources)
-                dots[index] = first if second is None else second if first is None else first + second
+                first, second = (dots[one] for one in step.sources)
+                if first is None or second is None:
+                    dots[index] = second if first is None else first
+                else:
+                    dots[index] = first.add_(second) if owned and first is not second else first + second
             elif isinstance(step.piece, ElementwisePiece):
-                source = step.sources[0]
-                # Large blocks cost more to allocate than to multiply: write over a tangent nobody reads again.
-                owned = source > 0 and _is_fresh(steps[source - 1].piece) and last[source] == (index, False)
                 dots[index] = step.piece.tangent(dots[source], v, overwrite=owned)
             else:
                 dots[index] = step.piece.tangent(dots[step.sources[0]], v)
@@ -128,13 +132,14 @@ class ROperator:
                 wanted = source > 0 or inputs
                 if step.piece is None:
                     carried = ddelta
-                elif isinstance(step.piece, ElementwisePiece):
-                    carried = step.piece.adjoint(ddelta, dots[source], v, gradient, wanted, overwrite=owned[index])
                 else:
-                    carried = step.piece.adjoint(ddelta, dots[source], v, gradient, wanted)
+                    overwrite = {"overwrite": owned[index]} if step.piece.overwrites else {}
+                    carried = step.piece.adjoint(ddelta, dots[source], v, gradient, wanted, **overwrite)
                 if carried is not None and wanted:
                     known = adjoints[source]
-                    adjoints[source] = carried if known is None else known + carried
+                    if known is not None:
+                        carried = known.add_(carried) if owned[source] else known + carried
+                    adjoints[source] = carried
                     owned[source] = known is not None or _is_fresh(step.piece)
         found = adjoints[0]
         if inputs and found is None:

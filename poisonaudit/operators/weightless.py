@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from poisonaudit.operators.pieces import Dot, Piece
+from poisonaudit.operators.pieces import Dot, Piece, channels_last
 
 
 class ElementwisePiece(Piece):
     """`y = phi(a)` entry by entry; slopes and their derivatives come from autograd once."""
+
+    fresh = True
+    overwrites = True
 
     def __init__(self, phi: Callable[[Tensor], Tensor], piecewise_linear: bool) -> None:
         self.phi, self.piecewise_linear = phi, piecewise_linear
@@ -28,7 +31,10 @@ class ElementwisePiece(Piece):
             self.second = None
             if not self.piecewise_linear:
                 (self.second,) = torch.autograd.grad(slope.sum(), leaf)
-        self.slope = slope.detach()
+            # Autograd may lay them out in another order than the input, which would slow every product down.
+            self.slope = torch.empty_like(leaf).copy_(slope).detach()
+            if self.second is not None:
+                self.second = torch.empty_like(leaf).copy_(self.second).detach()
         return y.detach()
 
     def backward(self, delta: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ class LinearMapPiece(Piece):
 
     def backward(self, delta: Tensor) -> Tensor:
         """The transposed map."""
-        return self._transposed(delta)
+        return _laid_out(self._transposed(delta))
 
     def tangent(self, dot: Dot, direction: Dot) -> Dot:
         """The map itself."""
@@ -116,14 +122,14 @@ class MaxPoolPiece(Piece):
 
     def backward(self, delta: Tensor) -> Tensor:
         """Each window's adjoint goes to its winner."""
-        return self._scatter(delta[:, None])[:, 0]
+        return _laid_out(self._scatter(delta[:, None])[:, 0])
 
     def tangent(self, dot: Dot, direction: Dot) -> Dot:
         """The winners' tangents."""
         if dot is None:
             return None
         picked = dot.flatten(3).gather(3, self.winners[:, None].expand(-1, dot.shape[1], -1, -1))
-        return picked.view(*picked.shape[:3], *self.pooled)
+        return _split(picked.view(-1, picked.shape[2], *self.pooled), dot.shape[0])
 
     def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
         """Each window's adjoint goes to its winner."""
@@ -133,9 +139,14 @@ class MaxPoolPiece(Piece):
         rows, count = delta.shape[:2]
         image = delta.new_zeros(rows, count, self.shape[0], self.shape[1:].numel())
         image.scatter_add_(3, self.winners[:, None].expand(-1, count, -1, -1), delta.flatten(3))
-        return image.view(rows, count, *self.shape)
+        return _split(image.view(rows * count, *self.shape), rows)
+
+
+def _laid_out(rows: Tensor) -> Tensor:
+    """Pictures channels last, as the convolutions want them; all else as it is."""
+    return channels_last(rows) if rows.dim() == 4 else rows
 
 
 def _split(rows: Tensor, count: int) -> Tensor:
     """(n K, *s) -> (n, K, *s)."""
-    return rows.reshape(count, -1, *rows.shape[1:])
+    return _laid_out(rows).view(count, -1, *rows.shape[1:])
