@@ -39,7 +39,8 @@ class ROperator:
         for name, own in module.named_parameters():
             end = begin + own.numel()
             value = values[name]
-            parameters[id(own)] = Parameter(begin, end, channels_last(value) if value.dim() == 4 else value.contiguous())
+            laid_out = channels_last(value) if value.dim() == 4 else value.contiguous()
+            parameters[id(own)] = Parameter(begin, end, laid_out)
             begin = end
         return build_program(module, parameters, x)
 
