@@ -33,13 +33,24 @@ class Problem:
         x: training inputs, shape (n, ...), of the model's dtype and device.
         y: integer labels (n,), or real targets shaped like the outputs.
         decay: weight of `|w|^2 / 2`, over all p entries, biases included.
+        memory_limit: bytes that one linearisation here and the solves with it may hold together, None for no limit.
+            Rows are then taken in chunks, and a Krylov basis is restarted when its share is full.
 
     Raises:
         InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA123 a bad
             decay, PA210 NaN or infinite entries, PA211 shapes that do not fit, PA212 labels out of range.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        x: Tensor,
+        y: Tensor,
+        decay: float = 0.0,
+        *,
+        memory_limit: int | None = None,
+    ) -> None:
         _refuse_other_types(model, x, y, decay)
         _refuse_unusable(model, x, decay)
         # Layers that train differently were refused; eval mode also settles those that look at `training` themselves.
@@ -53,6 +64,7 @@ class Problem:
         self.x: Tensor = x.detach().clone()
         self.y: Tensor = y.detach().clone()
         self.decay = float(decay)
+        self.memory_limit = memory_limit
         self.loss: Loss = loss
         with torch.no_grad():
             outputs = _first_outputs(self)
@@ -151,7 +163,9 @@ class Problem:
             A new Problem; real targets are converted too.
         """
         y = self.y.to(dtype) if self.y.is_floating_point() else self.y
-        return Problem(self.module().to(dtype), self.loss, self.x.to(dtype), y, self.decay)
+        return Problem(
+            self.module().to(dtype), self.loss, self.x.to(dtype), y, self.decay, memory_limit=self.memory_limit
+        )
 
     def module(self) -> nn.Module:
         """A fresh copy of the model holding this point's weights, in eval mode."""

@@ -199,7 +199,7 @@ def test_rows_and_chunks(name: str) -> None:
     # A limit that holds three rows rebuilds; one that holds all passes but no whole product does not.
     for share, rebuilt in ((0.4, True), (0.8, False)):
         held = whole._held
-        limit = held.fixed + int(share * 9 * (held.kept_row + held.product_row))
+        limit = held.total(0, 0) + int(share * 9 * (held.kept.row + held.product.row))
         chunked = Linearisation(problem, memory_limit=limit)
         assert ("rebuilt" in chunked.note) == rebuilt and chunked.memory_bytes <= limit < whole.memory_bytes
         assert close(chunked.hessian(v), whole.hessian(v)) and close(chunked.mixed(mu), whole.mixed(mu))

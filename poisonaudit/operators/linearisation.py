@@ -42,9 +42,11 @@ class Linearisation:
     restricted to those rows are exact and cost only their share. Hessian products then hold only those rows' part,
     without decay.
 
-    Memory: `memory_bytes` is what the kept passes hold, counted on four rows and scaled to all (they grow in
-    proportion), plus what one product needs on top. Above `memory_limit` the rows are split into chunks whose passes
-    are rebuilt for every product, at about one gradient more.
+    Memory: `memory_bytes` is what the kept passes hold plus what one product of one column needs on top, both counted
+    on some of the rows and scaled to all (they grow in proportion). Above `memory_limit` the rows are split into
+    chunks; where the passes alone do not fit they are rebuilt for every product, at about one gradient more. Blocks of
+    columns run as many at a time as the limit allows.
+    Gauss-Newton products on the general path keep another graph of the outputs, which is not counted.
 
     Args:
         problem: the point to linearise at.
@@ -77,7 +79,8 @@ class Linearisation:
             if path == "fast" and self.note:
                 raise UsageError("PA306", f"the R-operator does not apply: {self.note}. Use path='auto'.")
             self._kind: type[_Part] = DoubleBackward if self.note else ROperator
-            self._held: Footprint = footprint(lambda x, y: self._kind(problem, x, y), self._x, self._y)
+            self._held: Footprint = footprint(lambda x, y: self._kind(problem, x, y), problem.size, self._x, self._y)
+            self._limit = memory_limit
             self._chunk, self._keep = _chunking(self._held, len(self._x), memory_limit)
             self._parts = [self._build(span) for span in self._spans()] if self._keep else []
             if not self._keep:
@@ -86,6 +89,7 @@ class Linearisation:
             self._gradient = torch.zeros_like(problem.weights)
             for _, part in self._each():
                 self._gradient += part.gradient
+                del part
         if rows is None:
             self._gradient += problem.decay * problem.weights
 
@@ -136,7 +140,11 @@ class Linearisation:
         """`J v`, the outputs' change along weights v: (p,) -> shaped like the outputs, (p, K) -> with K behind."""
         pieces: list[Tensor] = []
         for columns in self._blocks(v.reshape(len(v), -1)):
-            rows = [part.push_forward(columns.T.contiguous(), None)[0] for _, part in self._each()]
+            block = columns.T.contiguous()
+            rows = []
+            for _, part in self._each():
+                rows.append(part.push_forward(block, None)[0])
+                del part
             pieces.append(torch.cat(rows).movedim(1, -1))
         result = torch.cat(pieces, dim=-1)
         return result[..., 0] if v.dim() == 1 else result
@@ -162,6 +170,7 @@ class Linearisation:
                     total += found
                 if pulled is not None:
                     rows.append(pulled)
+                del part, found, pulled
             if weights:
                 if self.rows is None and self.problem.decay:
                     total.add_(block, alpha=self.problem.decay)
@@ -186,6 +195,7 @@ class Linearisation:
             total = torch.zeros(block.shape[1], self.problem.size, dtype=u.dtype, device=u.device)
             for span, part in self._each():
                 total += product(part, block[span].contiguous())
+                del part
             found.append(total.T)
         result = torch.cat(found, dim=1)
         return (result[:, 0] if one else result).contiguous()
@@ -197,6 +207,7 @@ class Linearisation:
             total = torch.zeros_like(block)
             for _, part in self._each():
                 total += product(part, block)
+                del part
             found.append(total.T)
         result = torch.cat(found, dim=1)
         return (result[:, 0] if v.dim() == 1 else result).contiguous()
@@ -205,7 +216,10 @@ class Linearisation:
         """Split columns along the last axis so that temporaries stay small; counts the products."""
         self.products += columns.shape[-1]
         device = self._x.device.type
-        at_once = _BLOCK_BYTES.get(device, _BLOCK_BYTES_ELSEWHERE) // max(1, self._held.product_row * self._chunk)
+        room = _BLOCK_BYTES.get(device, _BLOCK_BYTES_ELSEWHERE)
+        if self._limit is not None:
+            room = min(room, self._limit - self._held.kept.at(len(self._x) if self._keep else self._chunk))
+        at_once = room // self._held.product.at(self._chunk)
         if device == "cpu" and self._x.dim() == 4:
             # Blocks of pictures would have to be laid out anew for every convolution.
             at_once = 1
@@ -213,7 +227,7 @@ class Linearisation:
             yield from columns.split(max(1, at_once), dim=-1)
 
     def _each(self) -> Iterator[tuple[slice, _Part]]:
-        """The parts, kept or rebuilt one after the other."""
+        """The parts, kept or rebuilt one after the other; let go of each before the next, or two are held."""
         if self._keep:
             yield from zip(self._spans(), self._parts, strict=True)
         else:
@@ -237,11 +251,14 @@ def linearise(
         problem: the point.
         rows: positions (k,), None for all.
         path: see `Linearisation`.
-        memory_limit: bytes, see `Linearisation`.
+        memory_limit: bytes, see `Linearisation`; None for the problem's own limit, of which all rows get half and
+            some rows a tenth. The rest is for solves.
 
     Returns:
         The linearisation; the same one for the same arguments.
     """
+    if memory_limit is None and problem.memory_limit is not None:
+        memory_limit = problem.memory_limit // (2 if rows is None else 10)
     key = ("linearisation", None if rows is None else tuple(rows.tolist()), path, memory_limit)
     if key not in problem.cache:
         problem.cache[key] = Linearisation(problem, rows, path=path, memory_limit=memory_limit)
@@ -284,12 +301,13 @@ def _chunking(held: Footprint, rows: int, limit: int | None) -> tuple[int, bool]
     """Rows at once, and whether their passes are kept."""
     if limit is None or held.total(rows, rows) <= limit:
         return rows, True
-    if held.total(rows, 1) <= limit:
+    needs = (held.building, held.product)
+    fitting = min((limit - held.kept.at(rows) - need.fixed) // need.row for need in needs)
+    if fitting >= 1:
         # The passes fit, the temporaries of a product over all rows do not.
-        chunk = int((limit - held.total(rows, 0)) // max(1, held.product_row))
-        return max(1, min(rows, chunk)), True
-    chunk = int((limit - held.fixed) // max(1, held.kept_row + held.product_row))
-    if chunk < 1:
+        return min(rows, fitting), True
+    fitting = min((limit - held.kept.fixed - need.fixed) // (held.kept.row + need.row) for need in needs)
+    if fitting < 1:
         need = held.total(1, 1)
         raise UsageError("PA307", f"the memory limit is {limit} bytes, one row needs {need}. Raise the limit.")
-    return min(rows, chunk), False
+    return min(rows, fitting), False

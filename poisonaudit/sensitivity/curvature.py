@@ -16,6 +16,7 @@ from poisonaudit.sensitivity.product_curvature import CurvatureName as Curvature
 from poisonaudit.sensitivity.product_curvature import ProductCurvature
 from poisonaudit.solvers import DenseSpectrum, Progress, Solve, curvature_ends, default_tolerance
 from poisonaudit.solvers.cholesky import definite_factor
+from poisonaudit.solvers.memory import solve_bytes
 from poisonaudit.training import relative_gradient
 from poisonaudit.validity import assess
 
@@ -110,7 +111,7 @@ def solver_for(
 
     Raises:
         UsageError: PA301, unknown curvature or method; PA304, a tolerance outside [0, 1), negative or infinite damping,
-            an accuracy outside (0, 1).
+            an accuracy outside (0, 1); PA307, the problem's memory limit is too small for the method.
     """
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         raise UsageError("PA304", f"the rank tolerance is {tolerance}. Use a number from 0 to below 1, e.g. 1e-9.")
@@ -124,11 +125,18 @@ def solver_for(
         raise unknown_name(method, METHODS, "method")
     chosen = method
     if method == "auto":
-        chosen = "dense" if problem.size <= DENSE_LIMIT else "lanczos"
+        chosen = "dense" if problem.size <= DENSE_LIMIT and _dense_fits(problem) else "lanczos"
     cut = default_tolerance(problem.dtype) if tolerance is None else tolerance
     key = ("curvature", curvature, cut, chosen, float(damping), None if chosen == "dense" else accuracy)
     if key not in problem.cache:
         if chosen == "dense":
+            if not _dense_fits(problem):
+                need = solve_bytes("dense", problem.size, itemsize=problem.weights.element_size())
+                raise UsageError(
+                    "PA307",
+                    f"a dense solve needs {need} bytes beside the passes, the memory limit is {problem.memory_limit}. "
+                    "Raise the limit, or use method='lanczos'.",
+                )
             problem.cache[key] = _factorised(problem, curvature, cut, damping)
         else:
             problem.cache[key] = ProductCurvature(problem, curvature, cut, chosen, damping, accuracy)
@@ -136,6 +144,12 @@ def solver_for(
     if isinstance(kept, ProductCurvature):
         kept.progress = progress
     return kept
+
+
+def _dense_fits(problem: Problem) -> bool:
+    limit = problem.memory_limit
+    # Passes take at most half of it.
+    return limit is None or solve_bytes("dense", problem.size, itemsize=problem.weights.element_size()) <= limit // 2
 
 
 def _factorised(problem: Problem, curvature: CurvatureName, tolerance: float, damping: float) -> Curvature:

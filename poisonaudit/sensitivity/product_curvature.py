@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poisonaudit.operators import linearise
+from poisonaudit.errors import UsageError
+from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import (
     KrylovSpace,
@@ -25,6 +26,8 @@ from poisonaudit.solvers import (
     new_state,
     nystroem,
 )
+from poisonaudit.solvers.ends import short_curvature_ends
+from poisonaudit.solvers.memory import basis_vectors, solve_bytes
 from poisonaudit.solvers.solve import default_accuracy
 from poisonaudit.solvers.state import digest_of
 
@@ -41,13 +44,17 @@ _NYSTROEM_RANK = 100
 # A basis beyond this is compressed in the middle of a solve.
 _BASIS_BYTES = 4_000_000_000
 _PROBE_STEPS = 60
+# With fewer a restarted solve hardly gets on.
+_LEAST_BASIS = 40
+# Of a memory limit, what stays free for passes over some rows only.
+_ROWS_SHARE = 10
 
 
 @dataclass
 class _Kept:
     """What all solvers at one point share: the Krylov space of H, its ends, an unfinished solve."""
 
-    space: KrylovSpace
+    space: KrylovSpace | None = None
     ends: tuple[float, float] | None = None
     state: SolveState | None = None
 
@@ -70,6 +77,9 @@ class ProductCurvature:
         method: "lanczos", "minres", "lsmr", "cg" or "nystroem".
         damping: relative to lambda_max.
         accuracy: relative residual wanted; None for the default of the type.
+
+    Raises:
+        UsageError: PA307, the problem's memory limit leaves no room for the method.
     """
 
     kernel_dimension: int | None = None
@@ -93,11 +103,9 @@ class ProductCurvature:
         self._problem = problem
         self._name = name
         self._operator: Callable[[Tensor], Tensor] = kept.hessian if name == "hessian" else kept.gauss_newton
+        self._most_vectors = _room(problem, kept, method)
         key = ("krylov", name)
-        if key not in problem.cache:
-            space = KrylovSpace(problem.size, torch.finfo(problem.dtype).eps, problem.device)
-            problem.cache[key] = _Kept(space)
-        self._kept: _Kept = problem.cache[key]
+        self._kept: _Kept = problem.cache.setdefault(key, _Kept())
         self._nystroem: Nystroem | None = None
         self.shift = damping * self._ends()[1] if damping > 0.0 else 0.0
 
@@ -179,7 +187,7 @@ class ProductCurvature:
         kept = self._kept
         digest = digest_of(rhs, self.shift, self.tolerance, self.accuracy)
         if kept.state is None or kept.state.digest != digest:
-            kept.state = new_state(rhs, digest, kept.space)
+            kept.state = new_state(rhs, digest, self._space())
         before = self.products
         solve = block_lanczos(
             self._product,
@@ -188,7 +196,7 @@ class ProductCurvature:
             accuracy=self.accuracy,
             shift=self.shift,
             max_products=kept.state.products + _PRODUCTS * (1 if rhs.dim() == 1 else min(4, rhs.shape[1])),
-            max_vectors=max(_LEAST_KEPT, _BASIS_BYTES // (8 * rhs.shape[0])),
+            max_vectors=self._most_vectors or max(_LEAST_KEPT, _BASIS_BYTES // (8 * rhs.shape[0])),
             largest_magnitude=0.0 if kept.ends is None else max(map(abs, kept.ends)),
             state=kept.state,
             progress=self.progress,
@@ -196,8 +204,10 @@ class ProductCurvature:
         if solve.converged or solve.ended != "product limit":
             kept.state = None
             most = max(_LEAST_KEPT, min(_MOST_KEPT, _KEPT_BYTES // (8 * rhs.shape[0])))
-            if kept.space.multiplied > most:
-                kept.space.compress(most // 2)
+            if self._most_vectors is not None:
+                most = min(most, self._most_vectors // 2)
+            if self._space().multiplied > most:
+                self._space().compress(most // 2)
         return replace(solve, products=self.products - before)
 
     def _product(self, v: Tensor) -> Tensor:
@@ -205,10 +215,42 @@ class ProductCurvature:
         return self._operator(v)
 
     def _ends(self) -> tuple[float, float]:
-        """Ends of the undamped spectrum, from one random start, kept in the space."""
+        """Ends of the undamped spectrum, from one random start; a Lanczos space keeps the products."""
         kept = self._kept
         if kept.ends is None:
-            kept.state = None
-            weights = self._problem.weights
-            kept.ends = curvature_ends(self._product, weights.numel(), weights, steps=_PROBE_STEPS, space=kept.space)
+            size, weights = self._problem.size, self._problem.weights
+            if self.method == "lanczos":
+                kept.state = None
+                kept.ends = curvature_ends(self._product, size, weights, steps=_PROBE_STEPS, space=self._space())
+            else:
+                kept.ends = short_curvature_ends(self._product, size, weights, steps=_PROBE_STEPS)
         return kept.ends
+
+    def _space(self) -> KrylovSpace:
+        """The Krylov space of the point, made when the first solve needs it."""
+        if self._kept.space is None:
+            problem, precision = self._problem, torch.finfo(self._problem.dtype).eps
+            if self._most_vectors is None:
+                self._kept.space = KrylovSpace(problem.size, precision, problem.device)
+            else:
+                self._kept.space = KrylovSpace(problem.size, precision, problem.device, room=self._most_vectors)
+        return self._kept.space
+
+
+def _room(problem: Problem, kept: Linearisation, method: str) -> int | None:
+    """Basis vectors that the memory limit leaves; None without a limit."""
+    limit = problem.memory_limit
+    if limit is None:
+        return None
+    left = limit - kept.memory_bytes - limit // _ROWS_SHARE
+    vectors = basis_vectors(left, problem.size)
+    if method == "lanczos" and vectors < _LEAST_BASIS:
+        raise UsageError(
+            "PA307",
+            f"the memory limit leaves room for {max(0, vectors)} basis vectors of {problem.size} weights, "
+            f"{_LEAST_BASIS} are needed. Raise the limit, or use method='minres'.",
+        )
+    need = solve_bytes(method, problem.size, vectors=_NYSTROEM_RANK)
+    if method != "lanczos" and left < need:
+        raise UsageError("PA307", f"the memory limit leaves {left} bytes, {method} needs {need}. Raise the limit.")
+    return min(_PRODUCTS, max(_LEAST_BASIS, vectors))

@@ -10,10 +10,18 @@ from torch import Tensor
 from poisonaudit.errors import NumericalFailure
 from poisonaudit.solvers.solve import Operator
 
-_FIRST = 32
+# Vectors that a new space has room for.
+FIRST_ROOM = 32
 # A pass that takes more than this away leaves its rounding behind, so another one follows.
 _KEPT = 0.1
 _MOST_OPEN = 64
+# One stretch of all vectors that is rotated at once.
+STRETCH_BYTES = 4_000_000
+
+
+def grown(held: int) -> int:
+    """Vectors that a space makes room for when it holds as many as it can: little more, as both lie in memory then."""
+    return held + max(FIRST_ROOM, held // 8)
 
 
 class KrylovSpace:
@@ -29,9 +37,10 @@ class KrylovSpace:
         size: p.
         precision: unit roundoff of the operator, which says what is noise in an image.
         device: where V lives; T stays on the CPU.
+        room: vectors to make room for at once; without it the room grows, and a copy is made whenever it does.
     """
 
-    def __init__(self, size: int, precision: float, device: torch.device | None = None) -> None:
+    def __init__(self, size: int, precision: float, device: torch.device | None = None, room: int = FIRST_ROOM) -> None:
         self.precision = precision
         self.count = 0
         self.multiplied = 0
@@ -39,8 +48,9 @@ class KrylovSpace:
         self.magnitude = 0.0
         # Whether all vectors are known to lie in the range of A, so that no solution in V has a kernel part.
         self.pure = True
-        self._rows = torch.empty(_FIRST, size, dtype=torch.float64, device=device)
-        self._small = torch.zeros(_FIRST, _FIRST, dtype=torch.float64)
+        self._room = room
+        self._rows = torch.empty(room, size, dtype=torch.float64, device=device)
+        self._small = torch.zeros(room, room, dtype=torch.float64)
 
     @property
     def size(self) -> int:
@@ -232,12 +242,17 @@ class KrylovSpace:
 
     def _replace(self, basis: Tensor, small: Tensor) -> None:
         """Change over to the vectors `V basis`, of which `small` is the new T."""
-        device = self._rows.device
-        kept = basis.T.to(device) @ self.vectors
-        self._rows = torch.empty(max(_FIRST, len(kept) + _FIRST), self.size, dtype=torch.float64, device=device)
-        self._small = torch.zeros(len(self._rows), len(self._rows), dtype=torch.float64)
+        turned = basis.T.to(self._rows.device)
+        wide = max(1, STRETCH_BYTES // (8 * max(1, self.count)))
+        for begin in range(0, self.size, wide):
+            # In place: there may be no room for both.
+            part = self._rows[:, begin : begin + wide]
+            part[: len(turned)] = turned @ part[: self.count]
         self.count, self.multiplied = small.shape
-        self._rows[: self.count] = kept
+        room = max(self._room, self.count + FIRST_ROOM)
+        if len(self._rows) > 2 * room:
+            self._move(room)
+        self._small = torch.zeros(len(self._rows), len(self._rows), dtype=torch.float64)
         self._small[: small.shape[0], : small.shape[1]] = small
 
     def _represent(self, rows: Tensor, floor: float, near: slice | None = None) -> Tensor:
@@ -293,9 +308,13 @@ class KrylovSpace:
         held = len(self._rows)
         if rows <= held:
             return
-        wanted = max(rows, held + held // 2)
-        grown = torch.empty(wanted, self.size, dtype=torch.float64, device=self._rows.device)
-        grown[: self.count] = self._rows[: self.count]
-        small = torch.zeros(wanted, wanted, dtype=torch.float64)
-        small[:held, :held] = self._small
-        self._rows, self._small = grown, small
+        small = self._small
+        self._move(max(rows, grown(held)))
+        self._small = torch.zeros(len(self._rows), len(self._rows), dtype=torch.float64)
+        self._small[:held, :held] = small
+
+    def _move(self, room: int) -> None:
+        """Change over to another size."""
+        rows = torch.empty(room, self.size, dtype=torch.float64, device=self._rows.device)
+        rows[: self.count] = self._rows[: self.count]
+        self._rows = rows
