@@ -49,3 +49,7 @@ class StorageError(PoisonAuditError, OSError):
     """A file could not be read or written (exit code 5, codes PA5xx)."""
 
     exit_code = EXIT_STORAGE
+
+
+class UntrustedNumber(UserWarning):
+    """A number was returned bare, and the point it was computed at does not allow to trust it."""

@@ -35,6 +35,7 @@ def assess(
     solver_ended: str = "",
     phi: float | None = None,
     kinks: float | None = None,
+    rank_jump: str = "",
 ) -> Validity:
     """Collect every reason not to trust a number of the solution map.
 
@@ -50,6 +51,7 @@ def assess(
         solver_ended: how it ended.
         phi: Newton estimate of one step's relative error.
         kinks: share of activations that change their linear piece within the step.
+        rank_jump: why the rank of H is held to change nearby; empty where it is not.
 
     Returns:
         Validity with its figures.
@@ -66,6 +68,11 @@ def assess(
         reasons.append(
             "the minimum is at infinity: cross-entropy without decay on rows that the model separates; train with decay"
         )
+    if layer := dead_layer(problem):
+        reasons.append(
+            f"layer {layer} is dead: its units give zero on every row, so nothing below it is trained, and a "
+            "perturbation that wakes it is not described"
+        )
     if not solver_converged:
         reasons.append(f"the solver did not converge: {solver_ended}")
     if relative_residual is not None and relative_residual > RESIDUAL_LIMIT.get(problem.dtype, 1e-3):
@@ -77,6 +84,8 @@ def assess(
         reasons.append(
             f"phi {phi:.2f} is above {PHI_LIMIT}: one linear step does not predict the weights, follow the path"
         )
+    if rank_jump:
+        reasons.append(rank_jump)
     details: Mapping[str, Any] = {
         "relative_gradient": relative_gradient,
         "smallest_curvature": smallest,
@@ -104,6 +113,20 @@ def at_infinity(problem: Problem) -> bool:
         outputs = problem.outputs()
         separated = bool((outputs.argmax(1) == problem.y).all())
         return separated or float(problem.losses().median()) < _VANISHED
+
+
+def dead_layer(problem: Problem) -> str:
+    """Name of a ReLU module that gives zero on every training row; empty where there is none.
+
+    Only modules are seen. Computed once a point.
+
+    Returns:
+        The name in `named_modules()`.
+    """
+    if "dead layer" not in problem.cache:
+        problem.cache["dead layer"] = _find_dead_layer(problem)
+    name: str = problem.cache["dead layer"]
+    return name
 
 
 def kink_share(problem: Problem, mu: Tensor, displacement: Tensor) -> float | None:
@@ -152,3 +175,23 @@ def _signs(problem: Problem, weights: Tensor, x: Tensor) -> list[Tensor]:
     with torch.no_grad():
         functional_call(model, problem.parameters(weights), (x,))
     return seen
+
+
+def _find_dead_layer(problem: Problem) -> str:
+    module = problem.module()
+    dead: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            del layer, inputs
+            if not bool(output.any()):
+                dead.append(name)
+
+        return hook
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.ReLU | nn.ReLU6):
+            layer.register_forward_hook(look(name))
+    with torch.no_grad():
+        module(problem.x)
+    return dead[0] if dead else ""

@@ -63,7 +63,7 @@ def row_modulus_max(context: Context) -> Measure:
     name = "solution.row_modulus_max"
     if (early := _unavailable(context, name)) is not None:
         return early
-    values = context.once("row moduli", lambda: row_moduli(context.problem, context.rows))
+    values = context.once("row moduli", lambda: row_moduli(context.problem, context.rows, warn=False))
     point = _point(context)
     finite = values[torch.isfinite(values)]
     # Row by row the rank condition is not tried: where the joint map jumps, these values are lower estimates.

@@ -11,7 +11,8 @@ from poisonaudit.errors import InputRefused
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
-from poisonaudit.sensitivity.curvature import CurvatureName, assess_here, solver_for
+from poisonaudit.sensitivity.curvature import CurvatureName, assess_here, kernel_is_trivial, solver_for
+from poisonaudit.sensitivity.kernel_response import kernel_response
 from poisonaudit.solvers.extremal import Progress
 
 
@@ -26,7 +27,8 @@ class Coderivative:
         relative_residual: `|H u + p| / |p|`; not small where p leaves the range of H.
         tolerance: relative rank tolerance.
         products: products made beyond the factorisation.
-        validity: may the value be trusted at this point; its relative residual counts.
+        validity: may the value be trusted at this point; its relative residual counts, and a rank of H that
+            changes near the value (see `kernel_response`).
     """
 
     value: Tensor
@@ -76,5 +78,13 @@ def coderivative(
     solver = solver_for(problem, curvature, tolerance, method=method, damping=damping, progress=progress)
     solve = solver.solve(-p)
     value = linearise(problem).mixed_adjoint(solve.value)
-    validity = assess_here(problem, solver, solve)
+    rank_jump = ""
+    if not kernel_is_trivial(solver):
+        # Tried along the value, from which every row departs at random: rows that agree are to part.
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        draw = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        mu = value + value.norm() * draw / draw.norm()
+        answer = solver.inverse(-linearise(problem).mixed(mu))
+        rank_jump = kernel_response(problem, solver, mu, answer).reason
+    validity = assess_here(problem, solver, solve, rank_jump=rank_jump)
     return Coderivative(value, solve.value, solve.relative_residual, solve.tolerance, solve.products + 1, validity)

@@ -21,6 +21,8 @@ from poisonaudit.training import relative_gradient
 from poisonaudit.validity import assess
 
 DENSE_LIMIT = 5_000
+# Curvature that products saw this far above the rank tolerance is no kernel.
+_CLEAR = 10.0
 METHODS = ("auto", "dense", "lanczos", "minres", "lsmr", "cg", "nystroem")
 _DENSE = {"hessian": dense_hessian, "gauss_newton": dense_gauss_newton}
 
@@ -146,6 +148,13 @@ def solver_for(
     return kept
 
 
+def kernel_is_trivial(solver: Curvature) -> bool:
+    """Whether H has no kernel at the rank tolerance, as far as is known: by products only the ends met tell."""
+    if solver.kernel_dimension is None:
+        return solver.smallest > _CLEAR * solver.tolerance * solver.largest
+    return solver.kernel_dimension == 0
+
+
 def _dense_fits(problem: Problem) -> bool:
     limit = problem.memory_limit
     # Passes take at most half of it.
@@ -168,6 +177,7 @@ def assess_here(
     *,
     phi: float | None = None,
     kinks: float | None = None,
+    rank_jump: str = "",
 ) -> Validity:
     """May numbers of the solution map be trusted at this point, as its curvature and a solve with it tell.
 
@@ -177,6 +187,7 @@ def assess_here(
         solve: the solve behind the number, if there was one.
         phi: Newton estimate of one step's relative error, where there is one.
         kinks: share of activations that change their linear piece, where it is known.
+        rank_jump: why the rank of H is held to change nearby, if it is.
 
     Returns:
         The verdict with its figures.
@@ -194,6 +205,7 @@ def assess_here(
         relative_residual=None if solve is None else solve.relative_residual,
         phi=phi,
         kinks=kinks,
+        rank_jump=rank_jump,
         **ended,
     )
 

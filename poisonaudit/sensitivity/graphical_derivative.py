@@ -13,6 +13,7 @@ from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.curvature import Curvature, CurvatureName, assess_here, solver_for
+from poisonaudit.sensitivity.kernel_response import kernel_response
 from poisonaudit.sensitivity.solution_set import SolutionSet
 from poisonaudit.sensitivity.trust import trust_radius
 from poisonaudit.solvers import Solve
@@ -32,7 +33,7 @@ class GraphicalDerivative:
         phi: `|H^+ (R(x + mu, w + v0) - R(x, w))| / |v0|`, a Newton estimate of one step's relative error; None at
             v0 = 0 (no effect) and with scaling="paper".
         trust_radius: length of mu, in this direction, up to which phi stays below 0.3; None where phi is.
-        validity: may the displacement be trusted.
+        validity: may the displacement be trusted; a rank of H that changes along mu counts (see `kernel_response`).
         kernel_dimension: eigenvalues taken as zero; None where only products were made.
         tolerance: relative rank tolerance.
         curvature: "hessian" or "gauss_newton".
@@ -127,11 +128,13 @@ def graphical_derivative(
     solve = solver.solve(rhs)
     displacement = solve.value
     distance = float(displacement.norm())
-    phi = None
+    phi, rank_jump = None, ""
     if distance > 0 and scaling == "mean":
         moved = problem.gradient(problem.weights + displacement, problem.x + mu)
         phi = float(solver.inverse(moved - linearise(problem).gradient).norm()) / distance
-    validity = assess_here(problem, solver, solve, phi=phi, kinks=kink_share(problem, mu, displacement))
+        rank_jump = kernel_response(problem, solver, mu, displacement).reason
+    kinks = kink_share(problem, mu, displacement)
+    validity = assess_here(problem, solver, solve, phi=phi, kinks=kinks, rank_jump=rank_jump)
     return GraphicalDerivative(
         displacement=displacement,
         relative_residual=solve.relative_residual,

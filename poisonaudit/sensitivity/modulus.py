@@ -14,18 +14,16 @@ from poisonaudit.errors import UsageError
 from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
-from poisonaudit.sensitivity.curvature import Curvature, assess_here, solver_for
-from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for
+from poisonaudit.sensitivity.curvature import Curvature, assess_here, kernel_is_trivial, solver_for
+from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
 from poisonaudit.sensitivity.sample_space import SampleSpace
 from poisonaudit.sensitivity.stability import displacement_test
 from poisonaudit.solvers.extremal import Progress, SingularValue, largest_singular_value
 from poisonaudit.training import relative_gradient
-from poisonaudit.validity import STATIONARITY_LIMIT, assess
+from poisonaudit.validity import STATIONARITY_LIMIT
 
 # Of |P_ker B| / |B|; single precision leaves more.
 RANGE_LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}
-# Curvature that Lanczos saw this far above the rank tolerance is no kernel.
-_CLEAR = 10.0
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,13 @@ def lipschitz_modulus(
         finite, reason = False, f"B leaves the range of H: |P_ker B| / |B| = {defect:.1e}, limit {limit:.0e}"
     elif solver.kernel_dimension == 0:
         reason = "H has no kernel at the rank tolerance"
-    elif solver.kernel_dimension is None and solver.smallest > _CLEAR * solver.tolerance * solver.largest:
+    elif kernel_is_trivial(solver):
         reason = f"no kernel as far as products showed: smallest curvature met {solver.smallest:.1e}"
     elif not stationary:
         reason = "the rank condition was not tested: the point is not stationary"
-    elif found.value > 0:
+    elif found.value == 0:
+        reason = "moving the rows does not move the gradient"
+    else:
         test = displacement_test(problem, positions, found.value, seed=seed)
         finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
     if not found.converged:
@@ -249,14 +249,6 @@ def _by_samples(problem: Problem, positions: Tensor, samples: SampleSpace, seed:
     elif not samples.full_row_rank and value > 0:
         test = displacement_test(problem, positions, value, seed=seed)
         finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
-    validity = assess(
-        problem,
-        relative_gradient=relative_gradient(problem),
-        smallest=0.0,
-        largest=samples.largest_curvature,
-        kernel_dimension=samples.kernel_dimension,
-        tolerance=samples.tolerance,
-    )
     details = {
         "range_defect": defect,
         "kernel_dimension": samples.kernel_dimension,
@@ -277,6 +269,6 @@ def _by_samples(problem: Problem, positions: Tensor, samples: SampleSpace, seed:
         lower=value,
         upper=value if finite else math.inf,
         form="samples",
-        validity=validity,
+        validity=sample_space_validity(problem, samples),
         details=details,
     )

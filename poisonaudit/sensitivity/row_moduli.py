@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
+from poisonaudit.errors import UntrustedNumber
 from poisonaudit.operators import Linearisation, dense_mixed, linearise
 from poisonaudit.problem import Problem
-from poisonaudit.sensitivity.curvature import Curvature, solver_for
+from poisonaudit.sensitivity.curvature import Curvature, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.modulus import RANGE_LIMIT, bidiagonalise
-from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for
+from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
 from poisonaudit.sensitivity.stability import displacement_test
 from poisonaudit.solvers.extremal import Progress
 from poisonaudit.training import relative_gradient
@@ -33,6 +35,7 @@ def row_moduli(
     method: str = "auto",
     test_jumps: bool = True,
     seed: int = 0,
+    warn: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
     """`kappa_k = |H^+ B_k|_2`: only row k moves, the others still hold the weights in place.
@@ -53,6 +56,8 @@ def row_moduli(
         method: solver for H, as in `solver_for`.
         test_jumps: look for jumps; without it a row next to one gets a number that is a lower estimate.
         seed: of the displacement tests.
+        warn: warn (`UntrustedNumber`) where the point does not allow to trust the numbers; callers that say so
+            themselves turn it off.
         progress: called with a message and a fraction.
 
     Returns:
@@ -63,10 +68,14 @@ def row_moduli(
     if samples is not None:
         moduli = samples.row_moduli(positions)
         safe = samples.full_row_rank
+        validity = sample_space_validity(problem, samples)
     else:
         solver = solver_for(problem, "hessian", tolerance, method=method, progress=progress)
         moduli = _by_weights(problem, positions, solver, progress)
-        safe = solver.kernel_dimension in (0, None)
+        safe = kernel_is_trivial(solver)
+        validity = assess_here(problem, solver)
+    if warn and not validity.ok:
+        warnings.warn(f"row moduli: {'; '.join(validity.reasons)}", UntrustedNumber, stacklevel=2)
     if safe or not test_jumps or relative_gradient(problem) >= STATIONARITY_LIMIT:
         return moduli
     jumping = jumping_rows(problem, positions, moduli, seed=seed, progress=progress)

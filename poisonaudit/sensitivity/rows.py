@@ -10,8 +10,11 @@ from torch import Tensor
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
+from poisonaudit.results import Validity
 from poisonaudit.sensitivity.sample_space import SampleSpace, sample_space, why_not_sample_space
 from poisonaudit.solvers import default_tolerance
+from poisonaudit.training import relative_gradient
+from poisonaudit.validity import assess
 
 Form = Literal["auto", "weights", "samples"]
 
@@ -75,3 +78,23 @@ def sample_space_for(problem: Problem, tolerance: float | None, form: Form) -> t
     if form == "samples":
         raise UsageError("PA305", f"form 'samples' is not exact here: {reason}. Use form='weights'.")
     return None, reason
+
+
+def sample_space_validity(problem: Problem, samples: SampleSpace) -> Validity:
+    """May numbers from the sample space be trusted at this point.
+
+    Args:
+        problem: the point.
+        samples: its sample space.
+
+    Returns:
+        The verdict; curvature is that of J J^T, which has no negative end.
+    """
+    return assess(
+        problem,
+        relative_gradient=relative_gradient(problem),
+        smallest=0.0,
+        largest=samples.largest_curvature,
+        kernel_dimension=samples.kernel_dimension,
+        tolerance=samples.tolerance,
+    )
