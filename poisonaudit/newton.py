@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from poisonaudit.krylov_newton import krylov_step, most_negative
 from poisonaudit.operators import dense_gauss_newton, dense_hessian, linearise
 from poisonaudit.problem import Problem
-from poisonaudit.solvers import DenseSpectrum, curvature_ends, default_tolerance, lanczos_least_squares
+from poisonaudit.solvers import DenseSpectrum, curvature_ends, default_tolerance
 from poisonaudit.validity import at_infinity
 
 # Dense Newton up to here; beyond, steps come from a Krylov space.
@@ -133,15 +134,14 @@ def _largest_curvature(at: Problem) -> float:
 def _newton_step(at: Problem, figure: float, damping: float) -> tuple[Tensor, int]:
     """The step and the products it took."""
     kept = linearise(at)
-    if at.size > _DENSE_LIMIT:
-        cut = default_tolerance(at.dtype)
-        solve = lanczos_least_squares(kept.hessian, -kept.gradient, tolerance=cut, accuracy=1e-4)
-        return _descent(solve.value, kept.gradient), solve.products
     before = kept.products
     free = at.decay == 0.0
     interpolating = free and _fewer_equations_than_weights(at)
+    accuracy = max(1e-8, min(1e-2, figure**0.5))
+    if at.size > _DENSE_LIMIT:
+        return krylov_step(at, damping, accuracy, gauss_newton=interpolating)
     if not interpolating:
-        step = solve_definite(at, -kept.gradient, accuracy=max(1e-8, min(1e-2, figure**0.5)))
+        step = solve_definite(at, -kept.gradient, accuracy)
         if step is not None:
             return step, kept.products - before + at.size
     if free:
@@ -183,19 +183,21 @@ def _damped_step(at: Problem, damping: float, *, gauss_newton: bool) -> Tensor:
 
 
 def _negative_curvature(at: Problem) -> Problem | None:
-    """A lower point along the most negative curvature, or None at a minimum (as far as the dense Hessian tells)."""
+    """A lower point along the most negative curvature, or None at a minimum as far as H, or 100 products, tell."""
     if at.size > _DENSE_LIMIT:
-        return None
-    matrix = dense_hessian_of(at)
-    _, trouble = torch.linalg.cholesky_ex(matrix)
-    if int(trouble) == 0:
-        return None
-    values, vectors = torch.linalg.eigh(matrix)
-    if float(values[0]) >= -_SADDLE_CURVATURE * float(values.abs().max()):
+        smallest, direction, largest = most_negative(at)
+    else:
+        matrix = dense_hessian_of(at)
+        _, trouble = torch.linalg.cholesky_ex(matrix)
+        if int(trouble) == 0:
+            return None
+        values, vectors = torch.linalg.eigh(matrix)
+        smallest, direction, largest = float(values[0]), vectors[:, 0], float(values.abs().max())
+    if smallest >= -_SADDLE_CURVATURE * largest:
         return None
     value, length = float(at.objective()), 0.1 * max(1.0, float(at.weights.norm()))
     while length > 1e-6:
-        trials = [at.at(at.weights + sign * length * vectors[:, 0]) for sign in (1.0, -1.0)]
+        trials = [at.at(at.weights + sign * length * direction) for sign in (1.0, -1.0)]
         lowest = min(trials, key=lambda trial: float(trial.objective()))
         if float(lowest.objective()) < value:
             return lowest
@@ -260,13 +262,6 @@ def _preconditioned(at: Problem, factor: Tensor, rhs: Tensor, accuracy: float, m
         if float(residual.norm()) <= accuracy * scale:
             return step
     return None
-
-
-def _descent(step: Tensor, gradient: Tensor) -> Tensor:
-    """The step, or steepest descent of the same length where negative curvature turned it uphill."""
-    if float(step.dot(gradient)) < 0:
-        return step
-    return -gradient * (step.norm() / gradient.norm())
 
 
 def _search(at: Problem, step: Tensor) -> tuple[Problem | None, int]:

@@ -17,6 +17,7 @@ from poisonaudit.audit.facts import FACTS, measured
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.results import AuditResult
+from poisonaudit.sensitivity import curvature
 from poisonaudit.tangent import tangent_sensitivity
 from poisonaudit.training import fit
 
@@ -237,6 +238,7 @@ def test_a_model_of_an_unusual_kind_loses_only_the_measures_that_need_more(toy: 
 
 def test_dear_measures_are_skipped_unless_named(logistic: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solution, "DENSE_LIMIT", 5)
+    monkeypatch.setattr(solution, "_PRODUCTS_OF_A_SOLVE", 1e9)
     found = audit(logistic, ["solution", "solution.poison_budget"]).measures
     for name in ("solution.modulus", "solution.row_modulus_max"):
         assert found[name].status == "skipped" and found[name].reason.startswith("skipped: cost")
@@ -252,6 +254,17 @@ def test_dear_measures_are_skipped_unless_named(logistic: Problem, monkeypatch: 
     assert audit(softmax, ["tangent.sensitivity"]).measures["tangent.sensitivity"].status == "measured"
     monkeypatch.setattr(tangent_family, "_SECOND_DERIVATIVE", 1e9)
     assert audit(softmax, ["tangent"]).measures["tangent.sensitivity"].reason.startswith("skipped: cost, about")
+
+
+def test_solution_measures_by_products_equal_the_dense_ones(logistic: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["solution.modulus", "solution.row_modulus_max", "solution.poison_budget"]
+    dense = audit(logistic, names).measures
+    for module in (solution, curvature):
+        monkeypatch.setattr(module, "DENSE_LIMIT", 5)
+    by_products = audit(logistic.at(logistic.weights), names).measures
+    for name in names:
+        assert by_products[name].valid and by_products[name].kind == "estimate"
+        assert by_products[name].value == pytest.approx(dense[name].value, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -284,3 +284,28 @@ def test_nystroem_preconditions_damped_systems() -> None:
 def test_nan_products_are_refused() -> None:
     with pytest.raises(NumericalFailure, match="PA401"):
         lanczos(lambda v: v * float("nan"), draw(4))
+
+
+def test_a_space_cut_back_many_times_stays_orthonormal() -> None:
+    """Errors of the basis would grow with every restart if a pass left what it took away times them."""
+    generator = torch.Generator().manual_seed(0)
+    size = 600
+    values = torch.logspace(-5, 0, size, dtype=torch.float64)
+    space = KrylovSpace(size, torch.finfo(torch.float64).eps)
+    for _ in range(25):
+        rhs = torch.randn(size, generator=generator, dtype=torch.float64)
+        solve = block_lanczos(
+            lambda v: values * v if v.dim() == 1 else values[:, None] * v,
+            rhs,
+            tolerance=0.0,
+            max_vectors=90,
+            max_products=400,
+            shift=1e-3,
+            space=space,
+        )
+        assert solve.converged and float((values * solve.value + 1e-3 * solve.value - rhs).norm()) < 2e-10 * rhs.norm()
+        space.compress(40)
+        basis = space.vectors
+        assert float((basis @ basis.T - torch.eye(len(basis))).abs().max()) < 1e-12
+        images = values[:, None] * basis[: space.multiplied].T
+        assert float((images - basis.T @ space.small).norm(dim=0).max()) < 1e-12

@@ -136,3 +136,17 @@ def test_training_does_not_depend_on_what_ran_before() -> None:
     follow_path(at, mu)
     fit(at)
     assert torch.equal(fresh, fit(at.with_data(at.x + mu)).problem.weights)
+
+
+@pytest.mark.parametrize(("decay", "loss"), [(1e-3, "cross_entropy"), (1e-2, "half_squared")])
+def test_fits_by_products_only(monkeypatch: pytest.MonkeyPatch, decay: float, loss: str) -> None:
+    """Beyond the dense limit Newton steps come from Krylov spaces; they reach minima too, past saddles."""
+    monkeypatch.setattr("poisonaudit.newton._DENSE_LIMIT", 0)
+    x, y = digits_rows(80)
+    given = Problem(mlp([64, 12, 12, 10]), loss, x, y, decay)
+    fitted = fit(given, tolerance=1e-10)
+    assert fitted.converged, fitted.reason
+    values = torch.linalg.eigvalsh(dense_hessian(fitted.problem))
+    assert float(values[0]) >= -1e-6 * float(values[-1])
+    # The zero vector of a decayed problem is a saddle where it is stationary; the fit left it.
+    assert float(fitted.problem.objective()) < 0.9 * float(given.at(0 * given.weights).objective())

@@ -39,10 +39,13 @@ _MOST_KEPT = 500
 _KEPT_BYTES = 64_000_000
 # Held whatever the bytes: 80 Ritz vectors and as many new directions.
 _LEAST_KEPT = 160
-_PRODUCTS = 600
+_PRODUCTS = 2_000
 _NYSTROEM_RANK = 100
-# A basis beyond this is compressed in the middle of a solve.
+# A basis beyond this, or of so many vectors, is compressed in the middle of a solve: past it a product takes less time
+# than making it orthogonal, and a restart costs some products.
 _BASIS_BYTES = 4_000_000_000
+_MOST_VECTORS = 800
+_MORE_A_COLUMN = 40
 _PROBE_STEPS = 60
 # With fewer a restarted solve hardly gets on.
 _LEAST_BASIS = 40
@@ -196,7 +199,7 @@ class ProductCurvature:
             accuracy=self.accuracy,
             shift=self.shift,
             max_products=kept.state.products + _PRODUCTS * (1 if rhs.dim() == 1 else min(4, rhs.shape[1])),
-            max_vectors=self._most_vectors or max(_LEAST_KEPT, _BASIS_BYTES // (8 * rhs.shape[0])),
+            max_vectors=self._most_vectors or _largest_basis(rhs),
             largest_magnitude=0.0 if kept.ends is None else max(map(abs, kept.ends)),
             state=kept.state,
             progress=self.progress,
@@ -253,4 +256,9 @@ def _room(problem: Problem, kept: Linearisation, method: str) -> int | None:
     need = solve_bytes(method, problem.size, vectors=_NYSTROEM_RANK)
     if method != "lanczos" and left < need:
         raise UsageError("PA307", f"the memory limit leaves {left} bytes, {method} needs {need}. Raise the limit.")
-    return min(_PRODUCTS, max(_LEAST_BASIS, vectors))
+    return min(_MOST_VECTORS, max(_LEAST_BASIS, vectors))
+
+
+def _largest_basis(rhs: Tensor) -> int:
+    columns = 1 if rhs.dim() == 1 else rhs.shape[1]
+    return max(_LEAST_KEPT, min(_MOST_VECTORS + _MORE_A_COLUMN * columns, _BASIS_BYTES // (8 * rhs.shape[0])))

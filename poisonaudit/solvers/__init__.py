@@ -6,12 +6,13 @@ from poisonaudit.solvers.lanczos import block_lanczos, curvature_ends, lanczos_l
 from poisonaudit.solvers.lsmr import lsmr
 from poisonaudit.solvers.minres import minres
 from poisonaudit.solvers.nystroem import Nystroem, nystroem
-from poisonaudit.solvers.solve import Operator, Progress, Solve, default_accuracy, default_tolerance
+from poisonaudit.solvers.solve import Doubled, Operator, Progress, Solve, default_accuracy, default_tolerance
 from poisonaudit.solvers.space import KrylovSpace
 from poisonaudit.solvers.state import SolveState
 
 __all__ = [
     "DenseSpectrum",
+    "Doubled",
     "KrylovSpace",
     "Nystroem",
     "Operator",

@@ -12,8 +12,12 @@ from poisonaudit.solvers.solve import Operator
 
 # Vectors that a new space has room for.
 FIRST_ROOM = 32
-# A pass that takes more than this away leaves its rounding behind, so another one follows.
+# Directions this much shorter than the longest are made orthogonal once more.
 _KEPT = 0.1
+# A pass leaves what it takes away times the error of the basis, which would feed on itself: another one follows until
+# there is hardly anything to take away.
+_CLEAN = 1e-3
+_MOST_PASSES = 4
 _MOST_OPEN = 64
 # One stretch of all vectors that is rotated at once.
 STRETCH_BYTES = 4_000_000
@@ -28,8 +32,8 @@ class KrylovSpace:
     """Orthonormal vectors V, the first m of them multiplied: `A V_m = V T` with T (M, m), exactly to rounding.
 
     A block Krylov space of one block of right-hand sides, or of several, one after the other: later ones find all
-    products of the earlier ones in T and pay none for them. What a product adds is orthogonalised twice, against its
-    neighbours and then against all of V, and again while a pass takes away nine tenths of it or more.
+    products of the earlier ones in T and pay none for them. What a product adds is orthogonalised against its
+    neighbours, then against all of V until a pass finds hardly anything.
 
     T belongs to A. For `A + s I` it is T with s added on the diagonal, so one space serves every damping.
 
@@ -192,7 +196,8 @@ class KrylovSpace:
             # Large ones are found first and hinder most; small ones pay only once they are settled.
             rest = order[most - most // 4 :]
             settled = rest[residuals[rest] <= 1e-3 * float(values.abs().max())].flip(0)[: most // 4]
-            order = torch.cat([order[: most - len(settled)], settled])
+            large = order[~torch.isin(order, settled)][: most - len(settled)]
+            order = torch.cat([large, settled])
         left, sizes, _ = torch.linalg.svd(self.small[m:] @ vectors[:, order], full_matrices=False)
         floor = 10 * self.precision * self.magnitude
         keep = left[:, : min(_MOST_OPEN, max(1, most // 2), int((sizes > floor).sum()))]
@@ -295,12 +300,11 @@ class KrylovSpace:
         if self.count == 0:
             return rows
         basis = self.vectors
-        for _ in range(3):
-            before = rows.norm(dim=1)
+        for _ in range(_MOST_PASSES):
             part = rows @ basis.T
             rows = torch.addmm(rows, part, basis, alpha=-1.0)
             coefficients += part.cpu()
-            if bool((rows.norm(dim=1) >= _KEPT * before).all()):
+            if bool((part.norm(dim=1) <= _CLEAN * rows.norm(dim=1)).all()):
                 break
         return rows
 
