@@ -23,6 +23,8 @@ SLOPES: dict[type[nn.Module], Callable[[Any], tuple[float, float]]] = {
     nn.Identity: lambda layer: (1.0, 1.0),
     nn.Dropout: lambda layer: (1.0, 1.0),  # in eval mode; `leaves` gives no kind to one in train mode
 }
+# Layers that compute something else in train mode.
+CHANGES_WHEN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
 _UNCHANGED = (nn.Identity, nn.Dropout)
 _KNOWN: tuple[type[nn.Module], ...] = (nn.Sequential, nn.Linear, nn.Flatten, *SLOPES)
 

@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.losses import resolve_loss
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
-
-_CHANGES_WHEN_TRAINING = (
-    nn.modules.batchnorm._NormBase,
-    nn.modules.dropout._DropoutNd,
-    nn.RReLU,
-)
 
 
 class Problem:
@@ -216,7 +211,7 @@ def _first_outputs(problem: Problem) -> Tensor:
 def _refuse_unusable(model: nn.Module, x: Tensor, decay: float) -> None:
     """Refuse what no solution-map number can be computed for."""
     for name, module in model.named_modules():
-        if module.training and isinstance(module, _CHANGES_WHEN_TRAINING):
+        if module.training and isinstance(module, CHANGES_WHEN_TRAINING):
             raise InputRefused(
                 "PA120",
                 f"layer {name or type(module).__name__} ({type(module).__name__}) is in train mode, so the loss is not "

@@ -16,6 +16,7 @@ from poisonaudit.newton import SADDLE, polish
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import curvature_ends
+from poisonaudit.warm_up import EPOCHS, in_statistics_of, needs_warm_up, warm_up
 
 Progress = Callable[[str, float | None], None]
 
@@ -65,6 +66,11 @@ def fit(
 ) -> Fit:
     """Minimise `J` to `|R| <= tolerance * lambda_max * |w|`; repeatable bit for bit for a seed and thread count.
 
+    Models with batch normalisation or dropout begin in train mode (Adam, 40 epochs) where they start afresh, or where
+    batch normalisation has no statistics yet; these are then frozen, and what is minimised is the eval-mode objective.
+    A fresh start of a model that has statistics ends in weights for those statistics, so that both can be compared; one
+    that had none returns a problem of its own, with the statistics found.
+
     Args:
         problem: gives the objective and, with `start="current"`, the first weights (a warm start).
         tolerance: wanted relative gradient; in float32 at least 1e-6.
@@ -91,13 +97,16 @@ def fit(
     begun = time.perf_counter()
     # Single precision cannot resolve more.
     tolerance = max(tolerance, finest_tolerance(problem.dtype))
-    at = problem.at(initialise(problem, seed)) if start == "fresh" else problem
+    fresh = start == "fresh"
+    at = problem.at(initialise(problem, seed)) if fresh else problem
     if not bool(torch.isfinite(at.objective())):
         raise NumericalFailure(
             "PA402", "the loss is not finite at the first weights. Rescale the inputs or the weights."
         )
     # The scale of the first phase's goal: lambda_max |w| changes little once training is under way.
     steps = gradients = 0
+    if needs_warm_up(problem.module(), fresh=fresh):
+        at, steps, gradients = _warmed_up(at, seed, progress), EPOCHS, EPOCHS
     if relative_gradient(at) > _NEAR:
         phase = _lbfgs if method == "lbfgs" else _adam
         at, steps, gradients = phase(at, seed, max_steps, progress)
@@ -118,6 +127,33 @@ def fit(
         gradients=gradients + polished.gradients,
         seconds=time.perf_counter() - begun,
     )
+
+
+def with_statistics(problem: Problem, seed: int = 0, progress: Progress | None = None) -> Problem:
+    """The problem with batch statistics, found by training in train mode from fresh weights where it has none yet.
+
+    Args:
+        problem: any; without batch normalisation, or with statistics, it comes back as it is.
+        seed: of the weights and batches.
+        progress: called with a message and a fraction.
+
+    Returns:
+        A problem to whose weights all later fits, fresh or warm, can be compared.
+    """
+    if not needs_warm_up(problem.module(), fresh=False):
+        return problem
+    return _warmed_up(problem.at(initialise(problem, seed)), seed, progress)
+
+
+def _warmed_up(problem: Problem, seed: int, progress: Progress | None) -> Problem:
+    """The problem after training in train mode, its statistics frozen; where it had some they stay what they are."""
+    before = problem.module()
+    trained = warm_up(before, problem.loss_per_row, problem.x, problem.y, problem.decay, seed=seed, progress=progress)
+    if not needs_warm_up(before, fresh=False):
+        weights = [value.reshape(-1) for value in in_statistics_of(before, trained).parameters()]
+        return problem.at(torch.cat(weights))
+    limit = problem.memory_limit
+    return Problem(trained, problem.loss, problem.x, problem.y, problem.decay, memory_limit=limit)
 
 
 def relative_gradient(problem: Problem) -> float:

@@ -18,14 +18,16 @@ ALLOWED: dict[str, set[str]] = {
     "results": set(),
     "layers": {"errors"},
     "losses": {"errors", "registry"},
-    "problem": {"errors", "losses"},
+    "problem": {"errors", "layers", "losses"},
     "data": {"errors", "registry", "spec", "store"},
     "models": {"errors", "registry", "spec", "store"},
     "store": {"errors", "results"},
     "operators": COMMON,
     "solvers": COMMON,
-    "newton": COMMON | {"operators", "solvers", "validity"},
-    "training": COMMON | {"operators", "solvers", "newton"},
+    "krylov_newton": COMMON | {"operators", "solvers"},
+    "newton": COMMON | {"operators", "solvers", "krylov_newton", "validity"},
+    "warm_up": {"layers"},
+    "training": COMMON | {"operators", "solvers", "newton", "warm_up"},
     "validity": COMMON,
     "sensitivity": COMMON | {"operators", "solvers", "newton", "training", "validity"},
     "lipschitz": {"errors", "registry", "results", "layers"},
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},
     "reproduce": COMMON
-    | {"data", "models", "store", "operators", "newton", "training", "validity", "sensitivity", "report"},
+    | {"data", "models", "store", "operators", "newton", "training", "warm_up", "validity", "sensitivity", "report"},
 }
 
 

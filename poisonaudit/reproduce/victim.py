@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from poisonaudit.data import DataSet, load_data
 from poisonaudit.errors import UsageError
@@ -19,7 +17,8 @@ from poisonaudit.models import build_model, load_weights, wants_images
 from poisonaudit.problem import Problem
 from poisonaudit.reproduce.bench import Bench, Settings
 from poisonaudit.reproduce.minimum import descend, settle
-from poisonaudit.training import Progress, finest_tolerance, relative_gradient
+from poisonaudit.training import finest_tolerance, relative_gradient
+from poisonaudit.warm_up import warm_up
 
 SMOOTH = "lenet"
 DIGITS = "digits?size=32"
@@ -29,7 +28,7 @@ FLOAT64_LIMIT = 100_000
 # What pre-trained ResNets have; and on few digits the least at which minima are far from degenerate.
 DECAY, DECAY_OF_DIGITS = 5e-4, 5e-3
 BUDGET, BUDGET_IF_QUICK = 20_000, 4_000
-_EPOCHS, _BATCH, _RATE, _DESCENT = 40, 25, 1e-2, 500
+_DESCENT = 500
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,11 @@ def make_victim(bench: Bench) -> Victim:
     bench.voice.note(f"{model} on {data}: p = {size:,} weights, n = {len(x):,} rows, cross_entropy, {chosen['dtype']}.")
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        trained = module if asked.weights is not None else _trained(module, x, y, decay, asked.seed, bench.voice)
+        trained = (
+            module
+            if asked.weights is not None
+            else warm_up(module, cross_entropy, x, y, decay, seed=asked.seed, progress=bench.voice)
+        )
         start = Problem(trained, "cross_entropy", x, y, decay)
         if asked.weights is None:
             start = descend(start, min(_DESCENT, int(chosen["budget"])), bench.voice)
@@ -141,41 +144,6 @@ def make_victim(bench: Bench) -> Victim:
         tolerance=tolerance,
         budget=int(chosen["budget"]),
     )
-
-
-def _trained(module: nn.Module, x: Tensor, y: Tensor, decay: float, seed: int, progress: Progress) -> nn.Module:
-    """Adam with a rising and falling rate in train mode, then batch normalisation frozen at the rows' statistics.
-
-    The objective is the decayed mean cross-entropy that the polish in eval mode takes over.
-
-    Returns:
-        The trained module, in eval mode.
-    """
-    module = copy.deepcopy(module).train()
-    epochs = _EPOCHS
-    batches = -(-len(x) // _BATCH)
-    optimiser = torch.optim.Adam(module.parameters(), lr=_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=epochs * batches)
-    generator = torch.Generator().manual_seed(seed)
-    for epoch in range(epochs):
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        # Two rows at least: batch normalisation has no variance of one.
-        for picked in order.tensor_split(batches):
-            optimiser.zero_grad()
-            weights = torch.cat([value.reshape(-1) for value in module.parameters()])
-            loss = cross_entropy(module(x[picked]), y[picked]).mean() + 0.5 * decay * weights.dot(weights)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        progress(f"training: epoch {epoch + 1}", (epoch + 1) / epochs)
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.reset_running_stats()
-            layer.momentum = None  # plain averages over the pass below
-    with torch.no_grad():
-        for picked in torch.arange(len(x), device=x.device).tensor_split(max(1, len(x) // 250)):
-            module(x[picked])
-    return module.eval()
 
 
 @torch.no_grad()

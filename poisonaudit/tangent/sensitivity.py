@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.registry import unknown_name
 from poisonaudit.tangent.chain import DenseChain, dense_chain
 from poisonaudit.tangent.dense import dense_form
@@ -13,7 +14,6 @@ from poisonaudit.tangent.relu_form import relu_form
 from poisonaudit.tangent.smooth_form import SMOOTH_LIMIT, smooth_entries, smooth_form
 
 _CONVENTIONS = ("jacobian", "sum")
-_CHANGES_WHEN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 def tangent_sensitivity(model: nn.Module, x: Tensor, outputs: str = "jacobian") -> Tensor:
@@ -119,7 +119,7 @@ def _check(model: nn.Module, x: Tensor, outputs: str) -> None:
             "PA122", "the model has no parameters, so it has no tangent sensitivity. Pass a trained net."
         )
     for name, layer in model.named_modules():
-        if layer.training and isinstance(layer, _CHANGES_WHEN_TRAINING):
+        if layer.training and isinstance(layer, CHANGES_WHEN_TRAINING):
             raise InputRefused(
                 "PA120",
                 f"layer {name or type(layer).__name__} is in train mode, so the net is not a fixed function. "

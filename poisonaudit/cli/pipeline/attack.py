@@ -31,6 +31,7 @@ from poisonaudit.config.load import plain
 from poisonaudit.config.schema import AttackConfig, FlipConfig
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
+from poisonaudit.training import with_statistics
 
 HINT = "What was finished is kept. Go on with: poisonaudit attack --resume --out {path}"
 
@@ -75,6 +76,9 @@ def run_attack(
         check_plan(folder, make_plan(config, victim.inputs))
         arguments = first_words(folder, arguments)
         report.begin()
+        if config.victim is None:
+            # Found again on resuming: the seed and the rows say what they are.
+            victim = replace(victim, problem=with_statistics(victim.problem, config.seed, report))
         stages = Stages(folder, victim, report, None if controls is None else RunFolder.open(controls))
         victim = clean_victim(config, stages, report)
         stages = replace(stages, victim=victim)

@@ -228,7 +228,7 @@ def polished(victim: Victim, tolerance: float, report: Reporter) -> Victim:
     if not reached.converged:
         warnings.append(f"polish stopped short: {reached.reason}")
         report.warn(warnings[-1])
-    after = victim.at(reached.problem.weights, warnings=tuple(warnings))
+    after = replace(victim, problem=reached.problem, warnings=tuple(warnings))
     return replace(after, recipe={**victim.recipe, "polished": facts, **accuracies(after)})
 
 

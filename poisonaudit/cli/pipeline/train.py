@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def run_train(
     with run_folder("train", out) as folder:
         report.begin()
         reached = train(victim, config.tolerance, config.seed, report)
-        victim = victim.at(reached.problem.weights)
+        # The problem itself: training may have found batch statistics.
+        victim = replace(victim, problem=reached.problem)
         recipe = training_recipe(victim, reached, config.tolerance, config.seed)
         save_weights(folder.path / WEIGHTS, tensors_of(victim.problem), weights_metadata(victim))
         recipe["weights_sha256"] = sha256_file(folder.path / WEIGHTS)
