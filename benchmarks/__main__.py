@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import lipschitz_depth, products, tangent
+from benchmarks import lipschitz_depth, memory, moduli, products, solves, tangent, validity_flag
 
-ALL = {"products": products.run, "lipschitz_depth": lipschitz_depth.run, "tangent": tangent.run}
+_MODULES = (products, solves, moduli, memory, validity_flag, lipschitz_depth, tangent)
+ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
 
 
 def main(names: list[str]) -> int:

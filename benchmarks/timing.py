@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -61,7 +63,7 @@ def write(name: str, body: Mapping[str, Any]) -> Path:
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m benchmarks {name}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, **_peers()},
         "machine": {"processor": _processor(), "threads": torch.get_num_threads(), "system": platform.system()},
         **body,
     }
@@ -70,6 +72,15 @@ def write(name: str, body: Mapping[str, Any]) -> Path:
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"{name}: {path.relative_to(RESULTS.parent)}", file=sys.stderr)
     return path
+
+
+def _peers() -> dict[str, str]:
+    """Versions of the libraries compared with, where they are installed."""
+    found = {}
+    for name in ("curvlinops-for-pytorch", "pyDVL"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _processor() -> str:
