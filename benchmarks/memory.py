@@ -24,9 +24,9 @@ CASES: list[tuple[str, int, str, int | None]] = [
     ("mlp", 1_500, "minres", None),
     ("mlp", 12_000, "lanczos", None),
     ("mlp", 12_000, "lanczos", 200_000_000),
-    ("resnet20", 64, "lanczos", None),
-    ("resnet20", 256, "lanczos", 600_000_000),
-    ("resnet20", 256, "minres", None),
+    ("resnet20", 32, "lanczos", None),
+    ("resnet20", 64, "lanczos", 300_000_000),
+    ("resnet20", 64, "minres", None),
 ]
 
 
