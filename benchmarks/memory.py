@@ -25,7 +25,7 @@ CASES: list[tuple[str, int, str, int | None]] = [
     ("mlp", 12_000, "lanczos", None),
     ("mlp", 12_000, "lanczos", 200_000_000),
     ("resnet20", 32, "lanczos", None),
-    ("resnet20", 64, "lanczos", 300_000_000),
+    ("resnet20", 64, "lanczos", 600_000_000),
     ("resnet20", 64, "minres", None),
 ]
 
