@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ def solve(at: Problem, method: str) -> Any:
     return solver
 
 
+def allocated(job: Callable[[], Any]) -> tuple[int, Any]:
+    """Most bytes that PyTorch's allocator had handed out to `job` at once, and what the job gave."""
+    gc.collect()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        kept = job()
+    live = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak, kept
+
+
 def resident() -> tuple[int, int]:
     """Present and highest resident bytes of this process."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
@@ -65,15 +80,7 @@ def measure(index: int, profiled: bool) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")
     before, _ = resident()
     if profiled:
-        from torch.profiler import ProfilerActivity, profile
-
-        with profile(profile_memory=True, activities=[ProfilerActivity.CPU]) as watched:
-            solver = solve(at, method)
-        live = peak = 0
-        events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            live += event.nbytes()
-            peak = max(peak, live)
+        peak, solver = allocated(lambda: solve(at, method))
     else:
         solver = solve(at, method)
         peak = resident()[1] - before

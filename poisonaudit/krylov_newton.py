@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
-from poisonaudit.solvers import Doubled, KrylovSpace, default_tolerance
+from poisonaudit.solvers import Doubled, KrylovSpace, curvature_ends, default_tolerance
 
 _MOST_PRODUCTS = 400
 _PAUSE = 5
@@ -36,7 +34,9 @@ def krylov_step(at: Problem, damping: float, accuracy: float, *, gauss_newton: b
     operator = kept.gauss_newton if gauss_newton else kept.hessian
     gradient = kept.gradient.double()
     length = float(gradient.norm())
-    space, product = _started(at, operator, gradient / length)
+    space = KrylovSpace(at.size, torch.finfo(at.dtype).eps, at.device)
+    space.enter((gradient / length)[:, None])
+    product = Doubled(operator, at.dtype)
     coefficients = torch.ones(1, dtype=torch.float64)
     while space.open and space.multiplied < _MOST_PRODUCTS:
         space.multiply(product, 1)
@@ -59,16 +59,7 @@ def most_negative(at: Problem) -> tuple[float, Tensor, float]:
     Returns:
         `(value, vector, largest)`; the smallest eigenvalue is not above the value.
     """
-    start = torch.randn(at.size, generator=torch.Generator(device="cpu").manual_seed(0), dtype=torch.float64)
-    start = start.to(at.device)
-    space, product = _started(at, linearise(at).hessian, start / start.norm())
-    while space.open and space.multiplied < _ESCAPE_PRODUCTS:
-        space.multiply(product, 1)
-    values, vectors, _ = space.ritz()
-    return float(values[0]), space.combine(vectors[:, :1])[:, 0].to(at.dtype), float(values.abs().max())
-
-
-def _started(at: Problem, operator: Callable[[Tensor], Tensor], start: Tensor) -> tuple[KrylovSpace, Doubled]:
     space = KrylovSpace(at.size, torch.finfo(at.dtype).eps, at.device)
-    space.enter(start[:, None])
-    return space, Doubled(operator, at.dtype)
+    ends = curvature_ends(linearise(at).hessian, at.size, at.weights, steps=_ESCAPE_PRODUCTS, space=space)
+    _, vectors, _ = space.ritz()
+    return ends[0], space.combine(vectors[:, :1])[:, 0].to(at.dtype), max(map(abs, ends))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ RESIDUAL_LIMIT = {torch.float64: 1e-6, torch.float32: 1e-4}
 PHI_LIMIT = 0.3
 _NEGATIVE_CURVATURE = 1e-6
 _VANISHED = 1e-8
+
+
+class _Signs(NamedTuple):
+    """Where the inputs of one call of an activation module are positive."""
+
+    name: str
+    layer: nn.Module
+    positive: Tensor
+
 
 _KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.PReLU)
 
@@ -157,41 +166,30 @@ def _switched(problem: Problem, mu: Tensor, displacement: Tensor) -> tuple[int, 
     if not before:
         return None
     after = _signs(problem, problem.weights + displacement, problem.x + mu)
-    changed = sum(int((one != other).sum()) for one, other in zip(before, after, strict=True))
-    return changed, sum(one.numel() for one in before)
+    pairs = [(one.positive, other.positive) for one, other in zip(before, after, strict=True)]
+    return sum(int((one != other).sum()) for one, other in pairs), sum(one.numel() for one, _ in pairs)
 
 
-def _signs(problem: Problem, weights: Tensor, x: Tensor) -> list[Tensor]:
-    """Signs of the inputs of every piecewise linear activation module."""
-    seen: list[Tensor] = []
+def _signs(problem: Problem, weights: Tensor, x: Tensor) -> list[_Signs]:
+    """Signs of the inputs of every piecewise linear activation module; no pass is made where there is none."""
+    seen: list[_Signs] = []
 
-    def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0] > 0)
+    def watch(name: str, module: nn.Module) -> None:
+        module.register_forward_pre_hook(lambda layer, inputs: seen.append(_Signs(name, layer, inputs[0] > 0)))
 
     model = problem.module()
-    for module in model.modules():
-        if isinstance(module, _KINKED):
-            module.register_forward_pre_hook(record)
+    kinked = [(name, module) for name, module in model.named_modules() if isinstance(module, _KINKED)]
+    if not kinked:
+        return []
+    for name, module in kinked:
+        watch(name, module)
     with torch.no_grad():
         functional_call(model, problem.parameters(weights), (x,))
     return seen
 
 
 def _find_dead_layer(problem: Problem) -> str:
-    module = problem.module()
-    dead: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            del layer, inputs
-            if not bool(output.any()):
-                dead.append(name)
-
-        return hook
-
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.ReLU | nn.ReLU6):
-            layer.register_forward_hook(look(name))
-    with torch.no_grad():
-        module(problem.x)
-    return dead[0] if dead else ""
+    for name, layer, positive in _signs(problem, problem.weights, problem.x):
+        if isinstance(layer, nn.ReLU | nn.ReLU6) and not bool(positive.any()):
+            return name
+    return ""

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import allocated
 from poisonaudit.errors import UsageError
 from poisonaudit.models import build_model
 from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity.curvature import solver_for
 from poisonaudit.solvers.memory import basis_vectors, solve_bytes
-
-
-def allocated(job: Callable[[], object]) -> int:
-    """Most bytes that the allocator had handed out to `job` at once."""
-    gc.collect()
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        kept = job()
-    live = peak = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    del kept
-    return peak
 
 
 def mlp(dtype: torch.dtype = torch.float64, rows: int = 600) -> Problem:
@@ -74,7 +58,7 @@ def test_passes_and_one_product(name: str, path: str) -> None:
         kept.both_adjoint(v)
         return kept
 
-    assert 0.75 <= stated / allocated(job) <= 1.25
+    assert 0.75 <= stated / allocated(job)[0] <= 1.25
 
 
 @pytest.mark.parametrize("name", ["mlp, many rows", "cnn"])
@@ -90,7 +74,7 @@ def test_chunks_stay_below_a_limit(name: str, share: float) -> None:
     def job() -> Tensor:
         return Linearisation(problem, memory_limit=limit).hessian(block)
 
-    assert allocated(job) <= limit + own
+    assert allocated(job)[0] <= limit + own
     assert torch.allclose(job(), whole.hessian(block), rtol=0, atol=1e-12)
 
 
@@ -115,7 +99,7 @@ def test_passes_and_a_solve(method: str, limit: int | None) -> None:
         assert solver.solve(rhs).converged
         return solver
 
-    peak = allocated(job)
+    peak, _ = allocated(job)
     solver, kept = solver_for(problem, method=method, damping=0.5, accuracy=1e-8), linearise(problem)
     reserved, vectors = limit is not None, 0
     if method == "lanczos":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poisonaudit import Problem, fit, graphical_derivative, lipschitz_modulus
 from poisonaudit.errors import NumericalFailure
-from poisonaudit.solvers import DenseSpectrum, curvature_ends, lanczos_least_squares
+from poisonaudit.solvers import DenseSpectrum, block_lanczos, curvature_ends
 
 
 def symmetric(eigenvalues: Tensor, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def test_minimum_norm_least_squares(name: str, consistent: bool) -> None:
     exact = torch.linalg.pinv(matrix, hermitian=True, rtol=1e-9) @ rhs
     residual = float((matrix @ exact - rhs).norm() / rhs.norm())
     dense = DenseSpectrum(matrix, 1e-9)
-    solves = [lanczos_least_squares(lambda v: matrix @ v, rhs, tolerance=1e-9), dense.solve(rhs)]
+    solves = [block_lanczos(lambda v: matrix @ v, rhs, tolerance=1e-9), dense.solve(rhs)]
     for solve in solves:
         assert torch.allclose(solve.value, exact, rtol=1e-6, atol=1e-7 * float(exact.norm()))
         assert solve.relative_residual == pytest.approx(residual, abs=1e-8)
@@ -55,7 +55,7 @@ def test_minimum_norm_least_squares(name: str, consistent: bool) -> None:
 def test_stops_short_and_says_so() -> None:
     matrix = symmetric(torch.logspace(-8, 0, 60, dtype=torch.float64))
     rhs = torch.ones(60, dtype=torch.float64)
-    solve = lanczos_least_squares(lambda v: matrix @ v, rhs, tolerance=1e-12, max_iterations=10)
+    solve = block_lanczos(lambda v: matrix @ v, rhs, tolerance=1e-12, max_products=10)
     assert not solve.converged and solve.advice and solve.ended == "product limit"
     true = float((matrix @ solve.value - rhs).norm() / rhs.norm())
     assert solve.relative_residual == pytest.approx(true, rel=1e-9)
@@ -70,13 +70,13 @@ def test_law_reported_residual_is_the_true_one(size: int, seed: int) -> None:
     eigenvalues[::3] = 0.0
     matrix = symmetric(eigenvalues, seed)
     rhs = torch.randn(size, generator=generator, dtype=torch.float64)
-    solve = lanczos_least_squares(lambda v: matrix @ v, rhs, tolerance=1e-9)
+    solve = block_lanczos(lambda v: matrix @ v, rhs, tolerance=1e-9)
     assert solve.relative_residual == pytest.approx(float((matrix @ solve.value - rhs).norm() / rhs.norm()), abs=1e-12)
     assert float(solve.value.norm()) <= float((torch.linalg.pinv(matrix, rtol=1e-9) @ rhs).norm()) * (1 + 1e-6) + 1e-9
 
 
 def test_zero_right_hand_side() -> None:
-    solve = lanczos_least_squares(lambda v: v, torch.zeros(3, dtype=torch.float64), tolerance=1e-9)
+    solve = block_lanczos(lambda v: v, torch.zeros(3, dtype=torch.float64), tolerance=1e-9)
     assert solve.converged and solve.relative_residual == 0.0 and not solve.value.any()
 
 

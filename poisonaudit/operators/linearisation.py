@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.operators.double_backward import DoubleBackward
-from poisonaudit.operators.memory import Footprint, footprint
+from poisonaudit.operators.memory import PASSES_SHARE, ROWS_SHARE, Footprint, footprint
 from poisonaudit.operators.precision import full_precision
 from poisonaudit.operators.program import Unknown
 from poisonaudit.operators.r_operator import ROperator
@@ -258,7 +258,7 @@ def linearise(
         The linearisation; the same one for the same arguments.
     """
     if memory_limit is None and problem.memory_limit is not None:
-        memory_limit = problem.memory_limit // (2 if rows is None else 10)
+        memory_limit = problem.memory_limit // (PASSES_SHARE if rows is None else ROWS_SHARE)
     key = ("linearisation", None if rows is None else tuple(rows.tolist()), path, memory_limit)
     if key not in problem.cache:
         problem.cache[key] = Linearisation(problem, rows, path=path, memory_limit=memory_limit)

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Of a problem's memory limit: one part in so many for passes over all rows, and for those over some rows only. The rest
+# is for solves.
+PASSES_SHARE, ROWS_SHARE = 2, 10
 # Rows counted on: enough for what grows with the rows to outweigh what does not, few enough to cost little.
 _LEAST, _MOST = 3, 96
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import dense_gauss_newton, dense_hessian
+from poisonaudit.operators.memory import PASSES_SHARE
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import Validity
@@ -157,8 +158,10 @@ def kernel_is_trivial(solver: Curvature) -> bool:
 
 def _dense_fits(problem: Problem) -> bool:
     limit = problem.memory_limit
-    # Passes take at most half of it.
-    return limit is None or solve_bytes("dense", problem.size, itemsize=problem.weights.element_size()) <= limit // 2
+    return (
+        limit is None
+        or solve_bytes("dense", problem.size, itemsize=problem.weights.element_size()) <= limit - limit // PASSES_SHARE
+    )
 
 
 def _factorised(problem: Problem, curvature: CurvatureName, tolerance: float, damping: float) -> Curvature:

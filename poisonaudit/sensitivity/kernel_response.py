@@ -25,12 +25,13 @@ class KernelResponse:
 
     Attributes:
         exponent: a in `|P_ker R(x + t mu, w + t v0)| ~ t^a`; None where it is below rounding, or there is no kernel.
-        share: length of the step along the kernel that it asks for, relative to the linear one.
+        share: length of the step along the kernel that it asks for, relative to the linear one; None where the
+            exponent settles it.
         reason: why the derivative is not to be trusted; empty where nothing speaks against it.
     """
 
     exponent: float | None
-    share: float
+    share: float | None
     reason: str
 
 
@@ -43,7 +44,7 @@ def kernel_response(problem: Problem, solver: Curvature, mu: Tensor, displacemen
     has to make, so the step is no shorter than the linear one and may be as long as 1: duplicated rows that part. The
     derivative and the minimum-norm displacement say nothing of it.
 
-    Costs two gradients, two columns of a solve and one product of a fresh linearisation.
+    Costs two gradients and two columns of a solve, and one product of a fresh linearisation where the exponent is low.
 
     Args:
         problem: the point.
@@ -54,7 +55,7 @@ def kernel_response(problem: Problem, solver: Curvature, mu: Tensor, displacemen
     Returns:
         What was found.
     """
-    nothing = KernelResponse(None, 0.0, "")
+    nothing = KernelResponse(None, None, "")
     length, moved = float(mu.norm()), (mu.reshape(len(mu), -1) != 0).any(1)
     if kernel_is_trivial(solver) or not 0.0 < length < float("inf"):
         return nothing
@@ -71,12 +72,14 @@ def kernel_response(problem: Problem, solver: Curvature, mu: Tensor, displacemen
     if not half > noise:
         return nothing
     exponent = float(torch.tensor(whole / half).log2())
+    if exponent >= _EXPONENT:
+        return KernelResponse(exponent, None, "")
     _, weights, x = points[0]
     direction = along[:, 0] / whole
     bent = float(direction @ Linearisation(problem.at(weights).with_data(x)).hessian(direction))
     linear = step * float(displacement.norm())
     share = whole / max(abs(bent), 1e-300) / max(linear, 1e-300)
-    if exponent >= _EXPONENT or share <= PHI_LIMIT:
+    if share <= PHI_LIMIT:
         return KernelResponse(exponent, share, "")
     return KernelResponse(
         exponent,

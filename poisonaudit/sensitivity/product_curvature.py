@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import Linearisation, linearise
+from poisonaudit.operators.memory import ROWS_SHARE
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import (
     KrylovSpace,
@@ -49,9 +50,8 @@ _MORE_A_COLUMN = 40
 _PROBE_STEPS = 60
 # With fewer a restarted solve hardly gets on.
 _LEAST_BASIS = 40
-# Of a memory limit, a tenth stays free for passes over some rows only, and a sixth for what libraries take inside one
-# operation: a convolution's workspace is not counted.
-_ROWS_SHARE = 10
+# Of a memory limit, what stays free for what libraries take inside one operation: a convolution's workspace is not
+# counted.
 _UNSEEN_SHARE = 6
 
 
@@ -247,7 +247,7 @@ def _room(problem: Problem, kept: Linearisation, method: str) -> int | None:
     limit = problem.memory_limit
     if limit is None:
         return None
-    left = limit - kept.memory_bytes - limit // _ROWS_SHARE - limit // _UNSEEN_SHARE
+    left = limit - kept.memory_bytes - limit // ROWS_SHARE - limit // _UNSEEN_SHARE
     vectors = basis_vectors(left, problem.size)
     if method == "lanczos" and vectors < _LEAST_BASIS:
         raise UsageError(

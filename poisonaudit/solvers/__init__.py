@@ -2,7 +2,7 @@
 
 from poisonaudit.solvers.cg import conjugate_gradients
 from poisonaudit.solvers.dense import DenseSpectrum
-from poisonaudit.solvers.lanczos import block_lanczos, curvature_ends, lanczos_least_squares, new_state
+from poisonaudit.solvers.lanczos import block_lanczos, curvature_ends, new_state
 from poisonaudit.solvers.lsmr import lsmr
 from poisonaudit.solvers.minres import minres
 from poisonaudit.solvers.nystroem import Nystroem, nystroem
@@ -24,7 +24,6 @@ __all__ = [
     "curvature_ends",
     "default_accuracy",
     "default_tolerance",
-    "lanczos_least_squares",
     "lsmr",
     "minres",
     "new_state",

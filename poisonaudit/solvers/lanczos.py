@@ -7,7 +7,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.solvers.small import Projected, glance, projected
-from poisonaudit.solvers.solve import Doubled, Operator, Progress, Solve, default_accuracy, judged
+from poisonaudit.solvers.solve import Doubled, Operator, Progress, Solve, checked, default_accuracy
 from poisonaudit.solvers.space import KrylovSpace
 from poisonaudit.solvers.state import SolveState, digest_of
 
@@ -125,11 +125,11 @@ def block_lanczos(
         value = _lifted(value, residual, residual.norm(dim=0) > wanted * run.scales).to(rhs.dtype).double()
         residual = columns - product(value)
     handed = value.to(rhs.dtype)
-    return judged(
+    return checked(
         _Shifted(product, shift),
         rhs,
         handed if rhs.dim() == 2 else handed[:, 0],
-        -residual if rhs.dim() == 2 else -residual[:, 0],
+        residual=-residual if rhs.dim() == 2 else -residual[:, 0],
         accuracy=wanted,
         largest=max(largest_magnitude, state.space.magnitude) + abs(shift),
         tolerance=tolerance,
@@ -279,41 +279,6 @@ class _Run:
         state = self.state
         missing = state.space.count - len(state.target)
         state.target = torch.cat([state.target, torch.zeros(missing, state.target.shape[1], dtype=torch.float64)])
-
-
-def lanczos_least_squares(
-    operator: Operator,
-    rhs: Tensor,
-    *,
-    tolerance: float,
-    accuracy: float = 1e-10,
-    max_iterations: int = 600,
-    largest_magnitude: float | None = None,
-    progress: Progress | None = None,
-) -> Solve:
-    """Minimum-norm least-squares solution of `A v = rhs` in a fresh Krylov space (see `block_lanczos`).
-
-    Args:
-        operator: v -> A v, symmetric.
-        rhs: (p,) or (p, K).
-        tolerance: relative rank tolerance.
-        accuracy: wanted relative residual, and ten times the wanted optimality where the residual cannot vanish.
-        max_iterations: most products before the check.
-        largest_magnitude: |A| if known; else the largest singular value met.
-        progress: called with a message and a fraction.
-
-    Returns:
-        A Solve whose residual was recomputed with the operator.
-    """
-    return block_lanczos(
-        operator,
-        rhs,
-        tolerance=tolerance,
-        accuracy=accuracy,
-        max_products=max_iterations,
-        largest_magnitude=largest_magnitude or 0.0,
-        progress=progress,
-    )
 
 
 def curvature_ends(

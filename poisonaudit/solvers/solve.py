@@ -82,6 +82,7 @@ def checked(
     rhs: Tensor,
     value: Tensor,
     *,
+    residual: Tensor | None = None,
     accuracy: float,
     largest: float,
     tolerance: float,
@@ -94,7 +95,8 @@ def checked(
     Args:
         product: A, counting.
         rhs: b, (p,) or (p, K) in the operator's type.
-        value: v, float64.
+        value: v, float64, or as it is handed out.
+        residual: `A v - b`, float64, where it is known already for what is handed out.
         accuracy: relative residual, or optimality, that counts as converged.
         largest: estimate of |A|.
         tolerance: rank tolerance to report.
@@ -106,52 +108,9 @@ def checked(
         The Solve, its value in the type of `rhs`.
     """
     # The value is checked as it is handed out.
-    given = value.to(rhs.dtype)
-    wide = given.double()
-    return judged(
-        product,
-        rhs,
-        given,
-        product(wide) - rhs.double(),
-        accuracy=accuracy,
-        largest=largest,
-        tolerance=tolerance,
-        iterations=iterations,
-        ended=ended,
-        advice=advice,
-    )
-
-
-def judged(
-    product: Doubled,
-    rhs: Tensor,
-    value: Tensor,
-    residual: Tensor,
-    *,
-    accuracy: float,
-    largest: float,
-    tolerance: float,
-    iterations: int,
-    ended: str,
-    advice: str,
-) -> Solve:
-    """`checked` where the true residual `A v - b` is known already.
-
-    Args:
-        product: A, counting.
-        rhs: b.
-        value: v, as handed out.
-        residual: `A v - b`, float64.
-        accuracy: relative residual, or optimality, that counts as converged.
-        largest: estimate of |A|.
-        tolerance: rank tolerance to report.
-        iterations: to report.
-        ended: to report.
-        advice: given where the check fails.
-
-    Returns:
-        The Solve.
-    """
+    value = value.to(rhs.dtype)
+    if residual is None:
+        residual = product(value.double()) - rhs.double()
     lengths = rhs.double().norm(dim=0)
     left = residual.norm(dim=0)
     relative = torch.where(lengths > 0, left / lengths.clamp_min(1e-300), torch.zeros_like(left))
