@@ -58,17 +58,16 @@ class DoubleBackward:
         first = parts.pop(0) if weights else None
         return first, parts.pop(0).transpose(0, 1) if inputs else None
 
-    def push_forward(self, v: Dot, mu: Dot) -> tuple[Tensor, None]:
+    def push_forward(self, v: Tensor) -> Tensor:
         """`J v`, (n, K, *c): the derivative of `J^T u` in u is J^T, so pulling back through it pushes forward."""
-        assert v is not None and mu is None
         probe, pulled, _, _ = self._graphs()
         (found,) = self._pull(pulled, (probe,), v)
-        return found.transpose(0, 1), None
+        return found.transpose(0, 1)
 
-    def pull_back(self, u: Tensor) -> tuple[Tensor, None]:
+    def pull_back(self, u: Tensor) -> Tensor:
         """`J^T u` for u (n, K, *c): (K, p)."""
         (found,) = self._pull(self._outputs, (self._w,), u.transpose(0, 1))
-        return found, None
+        return found
 
     def curve(self, tangent: Tensor) -> Tensor:
         """The loss's curvature in the outputs, times tangents (n, K, *c)."""

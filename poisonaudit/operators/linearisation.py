@@ -131,7 +131,7 @@ class Linearisation:
         """`(J^T L'' J / n + decay) v`: the Hessian without the curvature of the network itself, (p,) or (p, K)."""
 
         def product(part: _Part, block: Tensor) -> Tensor:
-            return part.pull_back(part.curve(part.push_forward(block, None)[0]))[0]
+            return part.pull_back(part.curve(part.push_forward(block)))
 
         result = self._sum(v, product)
         return result if self.rows is not None else result + self.problem.decay * v
@@ -143,7 +143,7 @@ class Linearisation:
             block = columns.T.contiguous()
             rows = []
             for _, part in self._each():
-                rows.append(part.push_forward(block, None)[0])
+                rows.append(part.push_forward(block))
                 del part
             pieces.append(torch.cat(rows).movedim(1, -1))
         result = torch.cat(pieces, dim=-1)
@@ -153,7 +153,7 @@ class Linearisation:
         """`J^T u`: shaped like the outputs -> (p,), or with K behind -> (p, K)."""
         with torch.no_grad():
             outputs = self.problem.outputs(None, self._x[:1]).dim()
-        return self._rows_in(u, outputs, lambda part, block: part.pull_back(block)[0])
+        return self._rows_in(u, outputs, lambda part, block: part.pull_back(block))
 
     def _weights_in(self, v: Tensor, *, weights: bool, inputs: bool) -> tuple[Tensor, Tensor]:
         """H and B^T applied to directions in weight space; what is not asked for comes back empty."""
@@ -162,24 +162,24 @@ class Linearisation:
         mixed: list[Tensor] = []
         for columns in self._blocks(v.reshape(len(v), -1)):
             block = columns.T.contiguous()
-            total = torch.zeros_like(block) if weights else block
+            total: Tensor | None = None
             rows: list[Tensor] = []
             for _, part in self._each():
                 found, pulled = part.second(block, None, weights=weights, inputs=inputs)
-                if found is not None and weights:
-                    total += found
+                if found is not None:
+                    total = found if total is None else total.add_(found)
                 if pulled is not None:
                     rows.append(pulled)
                 del part, found, pulled
-            if weights:
+            if total is not None:
                 if self.rows is None and self.problem.decay:
                     total.add_(block, alpha=self.problem.decay)
                 hessian.append(total.T)
             if inputs:
-                mixed.append(torch.cat(rows).movedim(1, -1))
+                mixed.append(_joined(rows, 0).movedim(1, -1))
         empty = v.new_empty(0)
-        first = torch.cat(hessian, dim=1) if weights else empty
-        second = torch.cat(mixed, dim=-1) if inputs else empty
+        first = _joined(hessian, 1) if weights else empty
+        second = _joined(mixed, -1) if inputs else empty
         if one:
             first = first[:, 0] if weights else first
             second = second[..., 0] if inputs else second
@@ -264,6 +264,11 @@ def linearise(
         problem.cache[key] = Linearisation(problem, rows, path=path, memory_limit=memory_limit)
     kept: Linearisation = problem.cache[key]
     return kept
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """`torch.cat` that leaves a single part alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=axis)
 
 
 def _why_not_fast(problem: Problem, x: Tensor, y: Tensor) -> str:

@@ -63,11 +63,14 @@ class ROperator:
     @property
     def gradient(self) -> Tensor:
         """The rows' part of R, (p,)."""
-        found = self.pull_back(self._loss.slope[:, None])[0]
-        return found[0]
+        return self.pull_back(self._loss.slope[:, None])[0]
 
     @torch.no_grad()
-    def push_forward(self, v: Dot, mu: Dot) -> tuple[Tensor, list[Dot]]:
+    def push_forward(self, v: Tensor) -> Tensor:
+        """`J v` for v (K, p): tangents of the outputs, (n, K, *c)."""
+        return self._tangents(v, None)[0]
+
+    def _tangents(self, v: Dot, mu: Dot) -> tuple[Tensor, list[Dot]]:
         """Tangent of the outputs, (n, K, *c), with the tangents that the backward pass needs."""
         steps = self._program.steps
         dots: list[Dot] = [mu, *[None] * len(steps)]
@@ -103,16 +106,16 @@ class ROperator:
         Returns:
             (H v, B^T v) without decay where mu is None; where v is None, the first is B mu.
         """
-        tangent, dots = self.push_forward(v, mu)
+        tangent, dots = self._tangents(v, mu)
         return self._adjoint(self._loss.curve(tangent), dots, v, weights=weights, inputs=inputs)
 
     @torch.no_grad()
-    def pull_back(self, u: Tensor) -> tuple[Tensor, Dot]:
+    def pull_back(self, u: Tensor) -> Tensor:
         """`J^T u` for u (n, K, *c): (K, p)."""
         dots: list[Dot] = [None] * (len(self._program.steps) + 1)
-        weights, inputs = self._adjoint(u, dots, None, weights=True, inputs=False)
-        assert weights is not None
-        return weights, inputs
+        found = self._adjoint(u, dots, None, weights=True, inputs=False)[0]
+        assert found is not None
+        return found
 
     @torch.no_grad()
     def curve(self, tangent: Tensor) -> Tensor:
