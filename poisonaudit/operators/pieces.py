@@ -169,42 +169,63 @@ class ConvPiece(Piece):
 
     def adjoint(self, ddelta: Dot, dot: Dot, direction: Dot, gradient: Dot, wanted: bool) -> Dot:
         """The two products of `ddelta` with the layer, and of delta with the moved layer."""
+        count = next((len(one) for one in (gradient, direction) if one is not None), 0)
+        count = count or next((one.shape[1] for one in (ddelta, dot) if one is not None), 1)
+        if gradient is not None and ddelta is not None and self.bias is not None:
+            gradient[:, self.bias.begin : self.bias.end] += ddelta.sum((0, 3, 4))
+        span = None if gradient is None else gradient[:, self.weight.begin : self.weight.end]
+        moved = None if direction is None else self.weight.part(direction)
+        if count > 1 and self.groups == 1:
+            return self._adjoint_of_block(ddelta, dot, moved, span, wanted)
+        found = []
+        for column in range(count):
+            one_ddelta, one_dot = (None if one is None else channels_last(one[:, column]) for one in (ddelta, dot))
+            one_moved, one_span = (None if one is None else one[column] for one in (moved, span))
+            found.append(self._adjoint_of_one(one_ddelta, one_dot, one_moved, one_span, wanted))
+        if found[0] is None:
+            return None
+        return found[0][:, None] if count == 1 else torch.stack([one for one in found if one is not None], dim=1)
+
+    def _adjoint_of_one(self, ddelta: Dot, dot: Dot, moved: Dot, span: Dot, wanted: bool) -> Dot:
+        """One column: both results of one `ddelta` or delta come from one call, which lays it out once."""
+        result = None
+        for delta, a, weight, to_input in (
+            (self.delta, dot, moved, wanted and moved is not None),
+            (ddelta, self.a, self.weight.value, wanted),
+        ):
+            to_weight = span is not None and a is not None
+            if delta is None or not (to_input or to_weight):
+                continue
+            a = _shaped(delta, self.a.shape) if a is None else a
+            weight = self.weight.value if weight is None else weight
+            carried, found, _ = self._pull(delta, a, weight, [to_input, to_weight, False])
+            if span is not None and to_weight:
+                span += found.reshape(-1)
+            if to_input:
+                result = carried if result is None else result.add_(carried)
+        return result
+
+    def _adjoint_of_block(self, ddelta: Dot, dot: Dot, moved: Dot, span: Dot, wanted: bool) -> Dot:
+        """Many columns, laid beside each other as channels or rows."""
         rows, shape = self.a.shape[0], self.weight.value.shape
-        if gradient is not None:
-            span = gradient[:, self.weight.begin : self.weight.end]
+        if span is not None:
             if ddelta is not None:
-                if self.groups == 1:
-                    found = self._to_weight(self.a, channels_last(ddelta.flatten(1, 2)), (-1, *shape[1:]))
-                    span += found.reshape(-1, shape.numel())
-                else:
-                    for index in range(ddelta.shape[1]):
-                        span[index] += self._to_weight(self.a, ddelta[:, index].contiguous(), shape).reshape(-1)
-                if self.bias is not None:
-                    gradient[:, self.bias.begin : self.bias.end] += ddelta.sum((0, 3, 4))
+                found = self._to_weight(self.a, channels_last(ddelta.flatten(1, 2)), (-1, *shape[1:]))
+                span += found.reshape(-1, shape.numel())
             if dot is not None:
-                if self.groups == 1:
-                    found = self._to_weight(channels_last(dot.flatten(1, 2)), self.delta, (shape[0], -1, *shape[2:]))
-                    span.view(-1, *shape).add_(found.reshape(shape[0], -1, *shape[1:]).transpose(0, 1))
-                else:
-                    for index in range(dot.shape[1]):
-                        span[index] += self._to_weight(dot[:, index].contiguous(), self.delta, shape).reshape(-1)
+                found = self._to_weight(channels_last(dot.flatten(1, 2)), self.delta, (shape[0], -1, *shape[2:]))
+                span.view(-1, *shape).add_(found.reshape(shape[0], -1, *shape[1:]).transpose(0, 1))
         if not wanted:
             return None
         result = None
-        if direction is not None:
-            weight = self.weight.part(direction)
-            count, inputs = weight.shape[0], self.a.shape[1:]
-            if self.groups == 1:
-                columns = channels_last(weight.transpose(0, 1).flatten(1, 2))
-                wide = torch.Size((rows, count * inputs[0], *inputs[1:]))
-                result = self._to_input(self.delta, wide, columns).reshape(rows * count, *inputs)
-            else:
-                parts = [self._to_input(self.delta, self.a.shape, one) for one in weight]
-                result = torch.stack(parts, dim=1).flatten(0, 1)
+        if moved is not None:
+            count, inputs = moved.shape[0], self.a.shape[1:]
+            columns = channels_last(moved.transpose(0, 1).flatten(1, 2))
+            wide = torch.Size((rows, count * inputs[0], *inputs[1:]))
+            result = self._to_input(self.delta, wide, columns).reshape(rows * count, *inputs)
         if ddelta is not None:
             flat = channels_last(ddelta.flatten(0, 1))
-            shape = torch.Size((flat.shape[0], *self.a.shape[1:]))
-            carried = self._to_input(flat, shape, self.weight.value)
+            carried = self._to_input(flat, torch.Size((flat.shape[0], *self.a.shape[1:])), self.weight.value)
             result = carried if result is None else result.add_(carried)
         return None if result is None else result.view(rows, -1, *self.a.shape[1:])
 
