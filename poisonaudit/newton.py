@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ def polish(
     tolerance: float,
     *,
     max_steps: int = 100,
+    max_gradients: float = math.inf,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> Polished:
     """Newton steps with a line search until `|R| <= tolerance * lambda_max * |w|`.
@@ -73,6 +75,7 @@ def polish(
         problem: where to start.
         tolerance: wanted relative gradient.
         max_steps: most Newton steps.
+        max_gradients: gradient-sized evaluations after which no further step is begun.
         progress: called with a message and a fraction.
 
     Returns:
@@ -105,6 +108,8 @@ def polish(
             return Polished(at, figure, steps, gradients, _KINK)
         if steps >= max_steps:
             return Polished(at, figure, steps, gradients, f"stopped after {max_steps} Newton steps")
+        if gradients >= max_gradients:
+            return Polished(at, figure, steps, gradients, "the budget of gradients is spent")
         step, products = _newton_step(at, figure, damping)
         moved, tries = _search(at, step)
         gradients += 2 * products + 2 * tries

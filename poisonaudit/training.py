@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def fit(
     method: Literal["lbfgs", "adam"] = "lbfgs",
     start: Literal["current", "fresh"] = "current",
     max_steps: int = 3_000,
+    max_gradients: int | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Minimise `J` to `|R| <= tolerance * lambda_max * |w|`; repeatable bit for bit for a seed and thread count.
@@ -79,6 +81,8 @@ def fit(
         start: "current" continues from the problem's weights, "fresh" draws new ones from the modules' own
             `reset_parameters`.
         max_steps: most L-BFGS iterations or Adam epochs.
+        max_gradients: most gradient-sized evaluations of L-BFGS and the polish together, looked at between rounds of 50
+            iterations and between Newton steps; None for no limit.
         progress: called with a message and a fraction.
 
     Returns:
@@ -88,11 +92,19 @@ def fit(
         UsageError: PA304, an argument is out of range.
         NumericalFailure: PA402, the objective is not finite at the start.
     """
-    if tolerance <= 0 or max_steps < 0 or method not in ("lbfgs", "adam") or start not in ("current", "fresh"):
+    budget = math.inf if max_gradients is None else max_gradients
+    if (
+        tolerance <= 0
+        or max_steps < 0
+        or budget < 1
+        or method not in ("lbfgs", "adam")
+        or start not in ("current", "fresh")
+    ):
         raise UsageError(
             "PA304",
-            f"fit got tolerance={tolerance}, max_steps={max_steps}, method={method!r}, start={start!r}. "
-            "Use a positive tolerance, max_steps >= 0, lbfgs or adam, current or fresh.",
+            f"fit got tolerance={tolerance}, max_steps={max_steps}, max_gradients={max_gradients}, method={method!r}, "
+            f"start={start!r}. Use a positive tolerance, max_steps >= 0, max_gradients >= 1, lbfgs or adam, current or "
+            "fresh.",
         )
     begun = time.perf_counter()
     # Single precision cannot resolve more.
@@ -108,15 +120,18 @@ def fit(
     if needs_warm_up(problem.module(), fresh=fresh):
         at, steps, gradients = _warmed_up(at, seed, progress), EPOCHS, EPOCHS
     if relative_gradient(at) > _NEAR:
-        phase = _lbfgs if method == "lbfgs" else _adam
-        at, steps, gradients = phase(at, seed, max_steps, progress)
-    polished = polish(at, tolerance, progress=progress)
+        if method == "lbfgs":
+            at, steps, gradients = _lbfgs(at, max_steps, budget, progress)
+        else:
+            at, steps, gradients = _adam(at, seed, max_steps, progress)
+    polished = polish(at, tolerance, max_gradients=budget - gradients, progress=progress)
     for _ in range(_MOST_SADDLES):
         if polished.reason != SADDLE:
             break
-        at, more, spent = _lbfgs(polished.problem, seed, max_steps, progress)
-        steps, gradients = steps + more + polished.steps, gradients + spent + polished.gradients
-        polished = polish(at, tolerance, progress=progress)
+        steps, gradients = steps + polished.steps, gradients + polished.gradients
+        at, more, spent = _lbfgs(polished.problem, max_steps, budget - gradients, progress)
+        steps, gradients = steps + more, gradients + spent
+        polished = polish(at, tolerance, max_gradients=budget - gradients, progress=progress)
     reached = polished.relative_gradient
     return Fit(
         problem=polished.problem,
@@ -209,7 +224,7 @@ def initialise(problem: Problem, seed: int) -> Tensor:
     return torch.cat([value.detach().reshape(-1) for value in model.parameters()])
 
 
-def _lbfgs(problem: Problem, seed: int, max_steps: int, progress: Progress | None) -> tuple[Problem, int, int]:
+def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress | None) -> tuple[Problem, int, int]:
     """Full-batch L-BFGS with strong Wolfe line search until the gradient is small against its scale."""
     weights = problem.weights.clone().requires_grad_(True)
     optimiser = _new_lbfgs(weights)
@@ -225,7 +240,7 @@ def _lbfgs(problem: Problem, seed: int, max_steps: int, progress: Progress | Non
 
     steps, at, before, scale, restarted = 0, problem, float("inf"), 0.0, False
     trail: list[tuple[float, float]] = []
-    while steps < max_steps:
+    while steps < max_steps and evaluations < budget:
         optimiser.step(closure)
         steps += 50
         if not bool(torch.isfinite(weights).all()):

@@ -66,6 +66,14 @@ def test_training_repeats_bit_for_bit_and_the_folder_is_free_again(trained: Path
     assert json.loads(result.stdout)["weights_sha256"] == sha256_file(trained / "weights.safetensors")
 
 
+def test_training_stops_at_a_limit_of_gradients_and_says_so(tmp_path: Path) -> None:
+    words = ["train", "--model", "linear", "--data", "wine", "--decay", "0.01", "--limit", "60"]
+    result = call(*words, "--max-gradients", "1", "--out", tmp_path / "run", "--json")
+    recipe = json.loads(result.stdout)
+    assert not recipe["converged"] and "budget" in recipe["reason"] and recipe["gradients"] < 200
+    assert "training stopped" in result.stderr
+
+
 def test_runs_without_out_go_to_the_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     call("train", "--model", "linear", "--data", "wine", "--limit", "60")

@@ -1,4 +1,4 @@
-"""Reproductions: the toy network against closed forms, tables against retraining, the minimiser against dense."""
+"""Reproductions: the toy network against closed forms, tables against retraining."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import torch
 from conftest import digits_rows, mlp
 from scipy.optimize import minimize_scalar
 
-from poisonaudit.operators import dense_gauss_newton
 from poisonaudit.problem import Problem
 from poisonaudit.reproduce import REPRODUCTIONS, Bench, Reproduction, Settings
-from poisonaudit.reproduce import minimum as minimum_module
-from poisonaudit.reproduce.landscape import filter_normalised
-from poisonaudit.reproduce.minimum import descend, sample_space_inverse, scaled_jacobian, settle
+from poisonaudit.reproduce.landscape import filter_normalised, flat_part
 from poisonaudit.reproduce.moved import Moved, chosen_rows, estimated, flags, perturbation
 from poisonaudit.reproduce.toy import nearest_on
 from poisonaudit.reproduce.victim import make_victim, resolve
@@ -98,47 +95,15 @@ def test_moves_are_the_stated_share_of_a_rows_norm_along_the_gradients_signs(sma
     assert torch.equal(chosen_rows(small, 1, seed=3), rows[:1])
 
 
-def test_sample_space_preconditioner_is_the_dense_gauss_newton_matrix(small: Problem) -> None:
-    dense = dense_gauss_newton(small)
-    scaled = scaled_jacobian(small)
-    built = scaled.T @ scaled + small.decay * torch.eye(small.size, dtype=torch.float64)
-    assert float((built - dense).abs().max()) < 1e-12 * float(dense.abs().max()) + 1e-15
-    v = torch.randn(small.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(dense @ sample_space_inverse(small)(v), v, atol=1e-9)
-
-
-def test_trust_region_reaches_the_minimum_that_fit_reaches(small: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minimum_module, "_DENSE", 0)
-    generator = torch.Generator().manual_seed(1)
-    away = small.at(small.weights + 0.02 * torch.randn(small.size, generator=generator, dtype=torch.float64))
-    reached = settle(away, 1e-10, 20_000)
-    assert reached.converged and reached.relative_gradient <= 1e-10
-    assert float((reached.problem.weights - fit(away, 1e-11).problem.weights).norm()) < 1e-6
-
-
-def test_trust_region_leaves_negative_curvature_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minimum_module, "_DENSE", 0)
-    x, y = digits_rows(30)
-    start = Problem(mlp([64, 6, 10], seed=2), "cross_entropy", x, y, decay=1e-2)
-    before = torch.linalg.eigvalsh(torch.func.hessian(start.objective)(start.weights))
-    reached = settle(start, 1e-9, 20_000)
-    after = torch.linalg.eigvalsh(torch.func.hessian(start.objective)(reached.problem.weights))
-    assert reached.converged and float(before[0]) < 0 < float(after[0])
-
-
-def test_a_spent_budget_is_said(small: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = digits_rows(40)
-    start = Problem(mlp([64, 8, 10], seed=5), "cross_entropy", x, y, decay=1e-3)
-    for entries in (minimum_module._ENTRIES, 0):
-        monkeypatch.setattr(minimum_module, "_DENSE", 0)
-        monkeypatch.setattr(minimum_module, "_ENTRIES", entries)
-        reached = settle(start, 1e-12, 1)
-        assert not reached.converged and "budget of 1 gradients" in reached.reason
-
-
-def test_descent_lowers_the_objective(small: Problem) -> None:
-    start = small.at(1.3 * small.weights)
-    assert float(descend(start, 100).objective()) < float(start.objective())
+def test_flat_directions_leave_every_output_where_it_is(small: Problem) -> None:
+    problem = Problem(small.module(), "cross_entropy", small.x[:20], small.y[:20], small.decay)
+    draws = torch.randn(problem.size, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flat = flat_part(problem, draws)
+    jacobian = torch.func.jacrev(problem.outputs)(problem.weights).reshape(-1, problem.size)
+    _, singular, right = torch.linalg.svd(jacobian, full_matrices=False)
+    right = right[singular > 1e-7 * singular[0]]
+    assert torch.allclose(flat, draws - right.T @ (right @ draws), atol=1e-8)
+    assert float(flat.norm()) > 0.5 * float(draws.norm())
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"errors", "registry", "results", "audit"},
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},
-    "reproduce": COMMON
-    | {"data", "models", "store", "operators", "newton", "training", "warm_up", "validity", "sensitivity", "report"},
+    "reproduce": COMMON | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "report"},
 }
 
 

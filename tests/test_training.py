@@ -150,3 +150,23 @@ def test_fits_by_products_only(monkeypatch: pytest.MonkeyPatch, decay: float, lo
     assert float(values[0]) >= -1e-6 * float(values[-1])
     # The zero vector of a decayed problem is a saddle where it is stationary; the fit left it.
     assert float(fitted.problem.objective()) < 0.9 * float(given.at(0 * given.weights).objective())
+
+
+@pytest.mark.parametrize("limit", [1, 150, 400])
+def test_a_spent_budget_is_said_and_kept_nearly(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = digits_rows(40)
+    start = Problem(mlp([64, 8, 10], seed=5), "cross_entropy", x, y, decay=1e-3)
+    monkeypatch.setattr("poisonaudit.newton._DENSE_LIMIT", 0)
+    counted: list[int] = []
+    gradient_of = Problem.objective
+
+    def counting(*given: object, **named: object) -> object:
+        counted.append(1)
+        return gradient_of(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Problem, "objective", counting)
+    found = fit(start, 1e-12, max_gradients=limit)
+    assert not found.converged and "budget" in found.reason
+    # A round of L-BFGS or the largest curvature that the polish begins with may go over it.
+    assert found.gradients <= limit + 130 and len(counted) <= limit + 130
+    assert float(found.problem.objective()) < float(start.objective())

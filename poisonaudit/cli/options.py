@@ -55,6 +55,12 @@ _SHARED: dict[str, Callable[[Any], Any]] = {
     "tolerance": click.option(
         "--tolerance", type=float, metavar="T", help="Relative gradient to train to; default 1e-10."
     ),
+    "max-gradients": click.option(
+        "--max-gradients",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Most gradients of one training; where they do not suffice, the result says so.",
+    ),
     "measures": click.option(
         "--measures", metavar="LIST", help="Measures or groups, comma separated; see ls measures. Default: all."
     ),

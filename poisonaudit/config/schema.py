@@ -39,6 +39,7 @@ class TrainConfig:
     loss: Text | None = None
     decay: NonNegative = 1e-3
     tolerance: Positive = 1e-10
+    max_gradients: Count | None = None
     seed: Seed = 0
     limit: Count | None = None
     device: Text = "cpu"

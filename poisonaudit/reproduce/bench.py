@@ -60,7 +60,7 @@ class Settings:
         seed: of initial weights, of the choice of rows and of draws.
         device: where to compute.
         tolerance: relative gradient that trainings aim for; None for 1e-9 in float64 and 1e-6 in float32.
-        budget: most gradient-sized evaluations of one training, beyond which its column is flagged.
+        max_gradients: most gradient-sized evaluations of one training, beyond which its column is flagged.
         quick: fewer rows and coarser pictures.
     """
 
@@ -73,7 +73,7 @@ class Settings:
     seed: int = 0
     device: str = "cpu"
     tolerance: float | None = None
-    budget: int | None = None
+    max_gradients: int | None = None
     quick: bool = False
 
 

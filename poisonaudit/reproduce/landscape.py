@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poisonaudit.operators import linearise
+from poisonaudit.operators import dense_jacobian, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.reproduce.bench import Bench
 from poisonaudit.reproduce.landscape_figures import Plane, surface_and_contours
-from poisonaudit.reproduce.minimum import fits_sample_space, scaled_jacobian
 from poisonaudit.reproduce.moved import DENSE, Moved, chosen_rows, estimated, flags, loss_on, perturbation, retrained
 from poisonaudit.reproduce.result import Reproduction, Row
 from poisonaudit.reproduce.tables import STEP, common_notes, over
@@ -23,6 +22,7 @@ from poisonaudit.sensitivity.curvature import solver_for
 MEMBERS = 5
 _GRID, _GRID_IF_QUICK = 21, 9
 _FLAT = 3.0
+_JACOBIAN_ENTRIES = 80_000_000
 
 
 def wang_figure4(bench: Bench) -> Reproduction:
@@ -151,8 +151,7 @@ def _objective(label: str, poisoned: Problem, weights: Tensor) -> Row:
 def _flat_directions(bench: Bench, victim: Victim, length: float) -> tuple[Tensor, list[float]]:
     """Directions along which the data do not bend J, (members, p) of the given length, and J's curvature along each.
 
-    They are random draws without their part in the range of the Gauss-Newton matrix; where that matrix is too large to
-    hold in sample space, without their part in the range of H at a tolerance of a few times the decay.
+    They are random draws without the part that moves any output to first order (see `flat_part`).
 
     Returns:
         The directions and the curvatures.
@@ -162,7 +161,7 @@ def _flat_directions(bench: Bench, victim: Victim, length: float) -> tuple[Tenso
     def make() -> tuple[dict[str, Tensor], dict[str, list[float]]]:
         generator = torch.Generator().manual_seed(bench.settings.seed)
         draws = torch.randn(problem.size, MEMBERS, generator=generator, dtype=torch.float64).to(problem.weights)
-        kernel = _outside(problem, draws)
+        kernel = flat_part(problem, draws)
         flat = (length * kernel / kernel.norm(dim=0).clamp(min=1e-300)).T
         hessian = linearise(problem).hessian
         curvatures = [float(row.dot(hessian(row)) / row.dot(row).clamp(min=1e-300)) for row in flat]
@@ -172,15 +171,26 @@ def _flat_directions(bench: Bench, victim: Victim, length: float) -> tuple[Tenso
     return kept["flat"].to(problem.weights), [float(value) for value in facts["curvatures"]]
 
 
-def _outside(problem: Problem, draws: Tensor) -> Tensor:
-    """The draws' part on which the data have no curvature, (p, members)."""
-    if fits_sample_space(problem):
-        scaled = scaled_jacobian(problem)
-        values, vectors = torch.linalg.eigh(scaled @ scaled.T)
+def flat_part(problem: Problem, draws: Tensor) -> Tensor:
+    """The part of some directions along which the data do not bend J, to first order in the outputs.
+
+    Args:
+        problem: the point.
+        draws: (p, K).
+
+    Returns:
+        (p, K), the draws less what moves an output; where the Jacobian is too large to hold, less their part in
+        the range of H at a tolerance of a few times the decay.
+    """
+    with torch.no_grad():
+        equations = problem.outputs().numel()
+    if equations < problem.size and equations * problem.size <= _JACOBIAN_ENTRIES:
+        jacobian = dense_jacobian(problem).reshape(equations, -1)
+        values, vectors = torch.linalg.eigh(jacobian @ jacobian.T)
         kept = values > torch.finfo(values.dtype).eps * len(values) * values[-1]
         basis = vectors[:, kept] / values[kept].sqrt()
         for _ in range(2):  # once more for what rounding left
-            draws = draws - scaled.T @ (basis @ (basis.T @ (scaled @ draws)))
+            draws = draws - jacobian.T @ (basis @ (basis.T @ (jacobian @ draws)))
         return draws
     method = "auto" if problem.size <= DENSE else "lanczos"
     largest = solver_for(problem, method=method).largest

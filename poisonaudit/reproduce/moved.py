@@ -11,9 +11,9 @@ from torch import Tensor
 
 from poisonaudit.problem import Problem
 from poisonaudit.reproduce.bench import Bench
-from poisonaudit.reproduce.minimum import settle
 from poisonaudit.reproduce.victim import Victim
 from poisonaudit.sensitivity import graphical_derivative
+from poisonaudit.training import fit
 from poisonaudit.validity import PHI_LIMIT
 
 # A dense Hessian beyond costs more products than any solve.
@@ -142,7 +142,7 @@ def retrained(
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         moved = problem.with_data(problem.x + perturbation(problem, rows, stepsize))
         moved = moved if start is None else moved.at(start)
-        reached = settle(moved, victim.tolerance, victim.budget, bench.voice)
+        reached = fit(moved, victim.tolerance, max_gradients=victim.max_gradients, progress=bench.voice)
         facts = {
             "relative_gradient": reached.relative_gradient,
             "converged": reached.converged,

@@ -197,9 +197,9 @@ def common_notes(victim: Victim, moved: int) -> tuple[str, ...]:
     """What the three tables and figure 4 share."""
     facts, chosen = victim.facts, victim.settings
     own = (
-        "trained here: Adam in train mode, batch normalisation then frozen, and polished in eval mode"
+        "trained here, batch normalisation in train mode first and then frozen, and polished in eval mode"
         if facts["trained_here"]
-        else f"the given ones, polished in eval mode, which moved them by {facts['moved_by_settling']:.2%} of |w|"
+        else f"the given ones, polished in eval mode, which moved them by {facts['moved_by_polish']:.2%} of |w|"
     )
     return (
         f"Victim: {chosen['model']} (p = {chosen['parameters']:,}) on the first {chosen['rows']:,} training rows of "

@@ -1,4 +1,4 @@
-"""The trained network a reproduction starts from: loaded or trained here, then settled into its minimum."""
+"""The trained network a reproduction starts from: loaded or trained here, in a minimum."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from torch import Tensor
 
 from poisonaudit.data import DataSet, load_data
 from poisonaudit.errors import UsageError
-from poisonaudit.losses import cross_entropy
 from poisonaudit.models import build_model, load_weights, wants_images
 from poisonaudit.problem import Problem
 from poisonaudit.reproduce.bench import Bench, Settings
-from poisonaudit.reproduce.minimum import descend, settle
-from poisonaudit.training import finest_tolerance, relative_gradient
-from poisonaudit.warm_up import warm_up
+from poisonaudit.training import finest_tolerance, fit, relative_gradient
 
 SMOOTH = "lenet"
 DIGITS = "digits?size=32"
@@ -27,8 +24,7 @@ ROWS, ROWS_OF_DIGITS, ROWS_IF_QUICK = 1000, 100, 40
 FLOAT64_LIMIT = 100_000
 # What pre-trained ResNets have; and on few digits the least at which minima are far from degenerate.
 DECAY, DECAY_OF_DIGITS = 5e-4, 5e-3
-BUDGET, BUDGET_IF_QUICK = 20_000, 4_000
-_DESCENT = 500
+GRADIENTS, GRADIENTS_IF_QUICK = 20_000, 4_000
 
 
 @dataclass(frozen=True)
@@ -36,13 +32,13 @@ class Victim:
     """A problem at the solution called "original" in the tables.
 
     Attributes:
-        problem: at the settled weights; batch normalisation frozen.
+        problem: at the weights of the minimum; batch normalisation frozen.
         test: test rows and labels.
         settings: resolved, plain data.
         facts: how it was trained and how stationary it is, plain data.
         inputs: input name -> sha256.
         tolerance: relative gradient that trainings aim for.
-        budget: gradients one training may spend.
+        max_gradients: gradients one training may spend.
     """
 
     problem: Problem
@@ -51,14 +47,14 @@ class Victim:
     facts: Mapping[str, Any]
     inputs: Mapping[str, str]
     tolerance: float
-    budget: int
+    max_gradients: int
 
 
 def resolve(settings: Settings) -> dict[str, Any]:
     """Names and numbers that the settings leave open, chosen.
 
     Returns:
-        Plain data: data, model, limit, decay, seed, budget.
+        Plain data: data, model, limit, decay, seed, max_gradients.
 
     Raises:
         UsageError: PA396, both a root and another data set are named.
@@ -74,13 +70,13 @@ def resolve(settings: Settings) -> dict[str, Any]:
         "decay": (DECAY if real else DECAY_OF_DIGITS) if settings.decay is None else settings.decay,
         "seed": settings.seed,
         "device": settings.device,
-        "budget": settings.budget or (BUDGET_IF_QUICK if settings.quick else BUDGET),
+        "max_gradients": settings.max_gradients or (GRADIENTS_IF_QUICK if settings.quick else GRADIENTS),
         "quick": settings.quick,
     }
 
 
 def make_victim(bench: Bench) -> Victim:
-    """Load data and model, load or train weights, and settle them into a minimum of the decayed mean cross-entropy.
+    """Load data and model, load or train weights, and go on to a minimum of the decayed mean cross-entropy.
 
     Args:
         bench: says on what.
@@ -111,20 +107,13 @@ def make_victim(bench: Bench) -> Victim:
     bench.voice.note(f"{model} on {data}: p = {size:,} weights, n = {len(x):,} rows, cross_entropy, {chosen['dtype']}.")
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        trained = (
-            module
-            if asked.weights is not None
-            else warm_up(module, cross_entropy, x, y, decay, seed=asked.seed, progress=bench.voice)
-        )
-        start = Problem(trained, "cross_entropy", x, y, decay)
-        if asked.weights is None:
-            start = descend(start, min(_DESCENT, int(chosen["budget"])), bench.voice)
-        reached = settle(start, tolerance, int(chosen["budget"]), bench.voice)
-        moved = float((reached.problem.weights - start.weights).norm() / start.weights.norm())
+        start = Problem(module.eval(), "cross_entropy", x, y, decay)
+        max_gradients = int(chosen["max_gradients"])
+        reached = fit(start, tolerance, asked.seed, max_gradients=max_gradients, progress=bench.voice)
         facts = {
             "trained_here": asked.weights is None,
             "relative_gradient_before": relative_gradient(start),
-            "moved_by_settling": moved,
+            "moved_by_polish": float((reached.problem.weights - start.weights).norm() / start.weights.norm()),
             "relative_gradient": reached.relative_gradient,
             "converged": reached.converged,
             "reason": reached.reason,
@@ -142,7 +131,7 @@ def make_victim(bench: Bench) -> Victim:
         facts=dict(facts) | _quality(problem, rows),
         inputs=inputs,
         tolerance=tolerance,
-        budget=int(chosen["budget"]),
+        max_gradients=int(chosen["max_gradients"]),
     )
 
 

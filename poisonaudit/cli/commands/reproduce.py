@@ -24,9 +24,7 @@ from poisonaudit.cli.options import arguments, shared
     metavar="T",
     help="Relative gradient of every training; default 1e-9, in single precision 1e-6.",
 )
-@click.option(
-    "--budget", type=click.IntRange(min=1), metavar="N", help="Most gradients of one training; beyond, it is flagged."
-)
+@shared("max-gradients")
 @click.option("--quick", is_flag=True, default=None, help="Fewer rows and coarser pictures.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out; finished stages are kept.")
 @shared("seed", "device", "out", "json")

@@ -10,7 +10,7 @@ import click
 from poisonaudit.cli.console import print_json, reporting, table
 from poisonaudit.cli.options import arguments, shared
 
-_KEYS = ("model", "data", "loss", "decay", "tolerance", "seed", "limit", "device")
+_KEYS = ("model", "data", "loss", "decay", "tolerance", "max_gradients", "seed", "limit", "device")
 
 
 @click.command("train")
@@ -20,6 +20,7 @@ _KEYS = ("model", "data", "loss", "decay", "tolerance", "seed", "limit", "device
     "loss",
     "decay",
     "tolerance",
+    "max-gradients",
     "seed",
     "limit",
     "device",

@@ -74,7 +74,7 @@ def run_train(
     )
     with run_folder("train", out) as folder:
         report.begin()
-        reached = train(victim, config.tolerance, config.seed, report)
+        reached = train(victim, config.tolerance, config.seed, report, config.max_gradients)
         # The problem itself: training may have found batch statistics.
         victim = replace(victim, problem=reached.problem)
         recipe = training_recipe(victim, reached, config.tolerance, config.seed)
@@ -86,10 +86,10 @@ def run_train(
         return Trained(folder.path, victim, recipe)
 
 
-def train(victim: Victim, tolerance: float, seed: int, report: Reporter) -> Fit:
+def train(victim: Victim, tolerance: float, seed: int, report: Reporter, max_gradients: int | None = None) -> Fit:
     """Fit a victim from fresh weights; a fit that fell short is reported, not hidden."""
     report.stage(f"training {victim.model}")
-    reached = fit(victim.problem, tolerance, seed, start="fresh", progress=report)
+    reached = fit(victim.problem, tolerance, seed, start="fresh", max_gradients=max_gradients, progress=report)
     if not reached.converged:
         report.warn(
             f"training stopped at relative gradient {reached.relative_gradient:.1e}, {tolerance:.1e} was asked for: "
@@ -123,6 +123,7 @@ def training_recipe(victim: Victim, reached: Fit, tolerance: float, seed: int) -
         "reason": reached.reason,
         "method": "lbfgs",
         "steps": reached.steps,
+        "gradients": reached.gradients,
         "train_accuracy": quality(problem, data.x_train, targets(data, data.y_train)),
         "test_accuracy": quality(problem, data.x_test, targets(data, data.y_test)),
         "train_loss": float(problem.losses().mean().detach()),
