@@ -161,12 +161,12 @@ def stored_victim(
         The victim at its stored weights.
 
     Raises:
-        UsageError: PA356, the folder is a run of another command.
+        UsageError: PA368, the folder is a run of another command.
         InputRefused: PA190, the weights are not those the recipe names; PA290, the training rows are not.
     """
     folder = open_run(path)
     if not folder.exists(RECIPE) and any(folder.exists(name) for name in _OTHER_RUNS):
-        raise UsageError("PA356", f"{path} is no training run: it has no {RECIPE}. Give a folder that `train` wrote.")
+        raise UsageError("PA368", f"{path} is no training run: it has no {RECIPE}. Give a folder that `train` wrote.")
     recipe = read_result(folder, RECIPE)
     changed = {key: value for key, value in (given or {}).items() if value != recipe.get(key)}
     warnings = [
