@@ -46,6 +46,41 @@ def test_duplicated_rows_are_infinite_not_1_62() -> None:
     assert half == pytest.approx(2 * whole, rel=0.01) and whole > 100 * modulus.truncated
 
 
+@pytest.mark.parametrize("form", ["samples", "weights"])
+@pytest.mark.parametrize("delta", [1e-2, 1e-3, 1e-4])
+def test_an_ill_conditioned_pair_does_not_hide_duplicated_rows(delta: float, form: str) -> None:
+    rows = [[1.0, 0, 0, 0, 0, 0], [1.0, 0, 0, 0, 0, 0], [0, 0, 0, 1.0, 0, 0], [0, 0, 0, 1.0, delta, 0]]
+    problem = linear_problem(rows, [1.0, 2.0, 0.5, 1.0, 1.0, 1.0])
+    modulus = lipschitz_modulus(problem, form=form)  # type: ignore[arg-type]
+    assert not modulus.finite and modulus.details["rows_changing_rank"] == [0, 1]
+    moduli = row_moduli(problem, form=form)  # type: ignore[arg-type]
+    assert moduli.isinf().tolist() == [True, True, False, False]
+    # The truth: however little row 0 leaves row 1, the nearest solution of the moved rows is at distance 2.
+    for size in (1e-3, 1e-5):
+        x = problem.x.clone()
+        x[0, 1] += size
+        nearest = torch.linalg.lstsq(x, (problem.x - x) @ problem.weights, driver="gelsd").solution
+        assert float(nearest.norm()) == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize("form", ["samples", "weights"])
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_duplicated_row_of_an_interpolating_net_is_found(seed: int, form: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    x[1] = x[0]
+    module = mlp([3, 25, 1], seed=seed)
+    problem = Problem(module, "half_squared", x, module(x).detach())
+    modulus = lipschitz_modulus(problem, form=form)  # type: ignore[arg-type]
+    assert not modulus.finite and modulus.details["rows_changing_rank"] == [0, 1]
+    assert row_moduli(problem, form=form).isinf().nonzero().flatten().tolist() == [0, 1]  # type: ignore[arg-type]
+    assert row_moduli(problem, torch.tensor([5, 1]), form=form).isinf().tolist() == [False, True]  # type: ignore[arg-type]
+    # Apart, the rows have a modulus, and nothing is reported.
+    x[1] += 0.5
+    apart = Problem(module, "half_squared", x, module(x).detach())
+    assert lipschitz_modulus(apart).finite and bool(row_moduli(apart).isfinite().all())
+
+
 def test_interpolating_net_with_a_kernel_is_finite() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(12, 5, generator=generator, dtype=torch.float64)

@@ -126,6 +126,13 @@ def test_duplicated_rows_that_part(method: str) -> None:
     assert torch.isinf(row_moduli(problem, method=method)).all()
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-5, 1e-8, 1e-12])
+def test_the_verdict_depends_on_the_direction_alone(size: float) -> None:
+    problem = duplicated()
+    step = graphical_derivative(problem, size * draw(problem) / draw(problem).norm())
+    assert not step.validity.ok and "rank of H changes" in step.validity.reasons[0]
+
+
 def test_duplicated_rows_that_move_together_do_not_jump() -> None:
     problem = duplicated()
     mu = draw(problem)

@@ -28,8 +28,8 @@ METHODS = ("auto", "dense", "lanczos", "minres", "lsmr", "cg", "nystroem")
 _DENSE = {"hessian": dense_hessian, "gauss_newton": dense_gauss_newton}
 
 
-class Curvature(Protocol):
-    """What the solution map needs of `A = H + damping * lambda_max I` (or of its Gauss-Newton part)."""
+class KernelCurvature(Protocol):
+    """What tests of the rank condition need of `A = H + damping * lambda_max I` (or of its Gauss-Newton part)."""
 
     @property
     def tolerance(self) -> float:
@@ -50,6 +50,18 @@ class Curvature(Protocol):
     def kernel_dimension(self) -> int | None:
         """Eigenvalues taken as zero, or None where only products are made."""
         ...
+
+    def inverse(self, rhs: Tensor) -> Tensor:
+        """`A^+ rhs` alone, for a vector or a block of columns."""
+        ...
+
+    def project_kernel(self, z: Tensor) -> Tensor:
+        """`P_ker(A) z` at the rank tolerance, (p,) or (p, K)."""
+        ...
+
+
+class Curvature(KernelCurvature, Protocol):
+    """The same with solves that say how they went."""
 
     @property
     def method(self) -> str:
@@ -72,14 +84,6 @@ class Curvature(Protocol):
 
     def solve_from(self, start: Tensor, rhs: Tensor) -> Solve:
         """The solution nearest to `start`: `start + A^+ (rhs - A start)`."""
-        ...
-
-    def inverse(self, rhs: Tensor) -> Tensor:
-        """`A^+ rhs` alone, for a vector or a block of columns."""
-        ...
-
-    def project_kernel(self, z: Tensor) -> Tensor:
-        """`P_ker(A) z` at the rank tolerance, (p,) or (p, K)."""
         ...
 
 
@@ -149,7 +153,7 @@ def solver_for(
     return kept
 
 
-def kernel_is_trivial(solver: Curvature) -> bool:
+def kernel_is_trivial(solver: KernelCurvature) -> bool:
     """Whether H has no kernel at the rank tolerance, as far as is known: by products only the ends met tell."""
     if solver.kernel_dimension is None:
         return solver.smallest > _CLEAR * solver.tolerance * solver.largest

@@ -14,14 +14,16 @@ from poisonaudit.errors import UsageError
 from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
-from poisonaudit.sensitivity.curvature import Curvature, assess_here, kernel_is_trivial, solver_for
+from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
-from poisonaudit.sensitivity.sample_space import SampleSpace
-from poisonaudit.sensitivity.stability import displacement_test
+from poisonaudit.sensitivity.sample_space import SampleCurvature, SampleSpace
+from poisonaudit.sensitivity.stability import displacement_test, rank_changes
 from poisonaudit.solvers.extremal import Progress, SingularValue, largest_singular_value
 from poisonaudit.training import relative_gradient
 from poisonaudit.validity import STATIONARITY_LIMIT
 
+# Groups of rows in which the rank is tried where every trial costs a solve, and where it costs little.
+_GROUPS, _MOST_ROWS = 12, 400
 # Of |P_ker B| / |B|; single precision leaves more.
 RANGE_LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}
 
@@ -91,8 +93,8 @@ def lipschitz_modulus(
 
     It is the modulus only where range(B) lies in range(H) and the rank of H does not jump nearby. The first is
     measured as `|P_ker B| / |B|`. The second holds where H has no kernel, or where J has full row rank at an
-    interpolating minimum; otherwise the map itself is tried: the path is followed for random perturbations of two
-    sizes (see `displacement_test`).
+    interpolating minimum; otherwise it is tried: along a random direction of each row (see `rank_changes`), and on the
+    map itself, whose path is followed for random perturbations of two sizes (see `displacement_test`).
 
     Args:
         problem: a minimum.
@@ -123,7 +125,8 @@ def lipschitz_modulus(
     if found.value > 0:
         direction[positions] = found.right.to(problem.x).view(part.problem.x[positions].shape)
     stationary = relative_gradient(problem) < STATIONARITY_LIMIT
-    finite, reason, evidence = True, "", {}
+    finite, reason = True, ""
+    evidence: dict[str, Any] = {}
     limit = RANGE_LIMIT[problem.dtype]
     if defect > limit:
         finite, reason = False, f"B leaves the range of H: |P_ker B| / |B| = {defect:.1e}, limit {limit:.0e}"
@@ -136,8 +139,7 @@ def lipschitz_modulus(
     elif found.value == 0:
         reason = "moving the rows does not move the gradient"
     else:
-        test = displacement_test(problem, positions, found.value, seed=seed)
-        finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
+        finite, reason, evidence = tried(problem, solver, positions, found.value, seed, progress)
     if not found.converged:
         reason += f"; the extremal value did not settle: residual {found.residual / found.value:.1e} of it"
     details = {
@@ -166,6 +168,32 @@ def lipschitz_modulus(
         validity=assess_here(problem, solver),
         details=details,
     )
+
+
+def tried(
+    problem: Problem, solver: KernelCurvature, rows: Tensor, value: float, seed: int, progress: Progress | None = None
+) -> tuple[bool, str, dict[str, Any]]:
+    """Both tests of a map whose rank condition nothing proves.
+
+    Args:
+        problem: a minimum whose Hessian has a kernel.
+        solver: its curvature.
+        rows: positions that may move.
+        value: the formula's modulus.
+        seed: of random directions.
+        progress: called with a message and a fraction.
+
+    Returns:
+        Whether nothing spoke against the value, the reason, and the evidence.
+    """
+    # By products only every direction costs a solve.
+    most = _GROUPS if solver.kernel_dimension is None else rows.numel()
+    changing, why = rank_changes(problem, solver, rows, most=min(most, _MOST_ROWS), seed=seed, progress=progress)
+    test = displacement_test(problem, rows, value, seed=seed)
+    evidence = {"displacement_ratios": test.ratios, "rows_changing_rank": rows[changing].tolist()}
+    if why:
+        return False, f"infinite or unstable: {why}", evidence
+    return test.bounded, test.reason, evidence
 
 
 def bidiagonalise(
@@ -243,12 +271,12 @@ def _by_samples(problem: Problem, positions: Tensor, samples: SampleSpace, seed:
     direction[positions] = unit.view(problem.x[positions].shape)
     defect = samples.range_defect(positions)
     limit = RANGE_LIMIT[problem.dtype]
-    finite, reason, evidence = True, "J has full row rank at an interpolating minimum", {}
+    finite, reason = True, "J has full row rank at an interpolating minimum"
+    evidence: dict[str, Any] = {}
     if defect > limit:
         finite, reason = False, f"B leaves the range of H: |P_ker B| / |B| = {defect:.1e}, limit {limit:.0e}"
     elif not samples.full_row_rank and value > 0:
-        test = displacement_test(problem, positions, value, seed=seed)
-        finite, reason, evidence = test.bounded, test.reason, {"displacement_ratios": test.ratios}
+        finite, reason, evidence = tried(problem, SampleCurvature(problem, samples), positions, value, seed)
     details = {
         "range_defect": defect,
         "kernel_dimension": samples.kernel_dimension,

@@ -11,10 +11,11 @@ from torch import Tensor
 from poisonaudit.errors import UntrustedNumber
 from poisonaudit.operators import Linearisation, dense_mixed, linearise
 from poisonaudit.problem import Problem
-from poisonaudit.sensitivity.curvature import Curvature, assess_here, kernel_is_trivial, solver_for
+from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.modulus import RANGE_LIMIT, bidiagonalise
 from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
-from poisonaudit.sensitivity.stability import displacement_test
+from poisonaudit.sensitivity.sample_space import SampleCurvature
+from poisonaudit.sensitivity.stability import rank_changes
 from poisonaudit.solvers.extremal import Progress
 from poisonaudit.training import relative_gradient
 from poisonaudit.validity import STATIONARITY_LIMIT
@@ -23,7 +24,6 @@ _BLOCK_ENTRIES = 40_000_000
 _COLUMNS = 64
 # A product through the network against the same number of multiplications in one large matrix product.
 _SLOWER = 4.0
-_MOST_TESTS = 40
 
 
 def row_moduli(
@@ -40,10 +40,9 @@ def row_moduli(
 ) -> Tensor:
     """`kappa_k = |H^+ B_k|_2`: only row k moves, the others still hold the weights in place.
 
-    A row is infinite where its `B_k` leaves the range of H, or where the map jumps when it moves. Jumps are looked for
-    where H has a kernel that no rank condition covers: the map is tried on groups of rows (see `displacement_test`),
-    and a group that jumps is halved until its rows are named. After 40 tests the rows of what is left count as
-    infinite too: they could not be cleared.
+    A row is infinite where its `B_k` leaves the range of H, or where the rank of H changes when it moves. Changes are
+    looked for where H has a kernel that no rank condition covers, along a random direction of each row (of groups of
+    rows beyond 400; see `rank_changes`).
 
     With H decomposed, the moduli come from `B^T H^+`, p adjoint products shared by all rows; by products only, from
     a few solves for each row, which is dear for many rows.
@@ -55,7 +54,7 @@ def row_moduli(
         form: as in `lipschitz_modulus`.
         method: solver for H, as in `solver_for`.
         test_jumps: look for jumps; without it a row next to one gets a number that is a lower estimate.
-        seed: of the displacement tests.
+        seed: of the directions.
         warn: warn (`UntrustedNumber`) where the point does not allow to trust the numbers; callers that say so
             themselves turn it off.
         progress: called with a message and a fraction.
@@ -66,60 +65,21 @@ def row_moduli(
     positions = checked_rows(problem, rows)
     samples, _ = sample_space_for(problem, tolerance, form)
     if samples is not None:
+        solver: KernelCurvature = SampleCurvature(problem, samples)
         moduli = samples.row_moduli(positions)
         safe = samples.full_row_rank
         validity = sample_space_validity(problem, samples)
     else:
-        solver = solver_for(problem, "hessian", tolerance, method=method, progress=progress)
-        moduli = _by_weights(problem, positions, solver, progress)
-        safe = kernel_is_trivial(solver)
-        validity = assess_here(problem, solver)
+        solver = curvature = solver_for(problem, "hessian", tolerance, method=method, progress=progress)
+        moduli = _by_weights(problem, positions, curvature, progress)
+        safe = kernel_is_trivial(curvature)
+        validity = assess_here(problem, curvature)
     if warn and not validity.ok:
         warnings.warn(f"row moduli: {'; '.join(validity.reasons)}", UntrustedNumber, stacklevel=2)
     if safe or not test_jumps or relative_gradient(problem) >= STATIONARITY_LIMIT:
         return moduli
-    jumping = jumping_rows(problem, positions, moduli, seed=seed, progress=progress)
-    return torch.where(jumping, torch.full_like(moduli, math.inf), moduli)
-
-
-def jumping_rows(
-    problem: Problem, rows: Tensor, moduli: Tensor, *, seed: int = 0, progress: Progress | None = None
-) -> Tensor:
-    """Which rows make the solution map jump when they move, by testing groups and halving those that jump.
-
-    Args:
-        problem: a minimum.
-        rows: positions (k,).
-        moduli: the formula's kappa_k (k,), against which displacements are held.
-        seed: of the tests.
-        progress: called with a message.
-
-    Returns:
-        Boolean (k,); rows of groups that could not be resolved within 40 tests count as jumping.
-    """
-    found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    groups = [torch.arange(len(rows), device=rows.device)[torch.isfinite(moduli) & (moduli > 0)]]
-    tests = 0
-    while groups:
-        group = groups.pop(0)
-        if group.numel() == 0:
-            continue
-        if tests >= _MOST_TESTS:
-            found[group] = True
-            continue
-        tests += 1
-        if progress is not None:
-            progress(f"jump test {tests}: {group.numel()} rows", None)
-        # The joint modulus of the group lies between its largest kappa_k and this.
-        kappa = float(moduli[group].square().sum().sqrt())
-        if displacement_test(problem, rows[group], kappa, seed=seed).bounded:
-            continue
-        if group.numel() == 1:
-            found[group] = True
-        else:
-            half = group.numel() // 2
-            groups += [group[:half], group[half:]]
-    return found
+    jumping, _ = rank_changes(problem, solver, positions, seed=seed, progress=progress)
+    return torch.where(jumping & (moduli > 0), torch.full_like(moduli, math.inf), moduli)
 
 
 def _by_weights(problem: Problem, rows: Tensor, solver: Curvature, progress: Progress | None) -> Tensor:

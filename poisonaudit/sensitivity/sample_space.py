@@ -109,6 +109,46 @@ class SampleSpace:
         return (rows[:, None] * outputs + torch.arange(outputs, device=rows.device)).reshape(-1)
 
 
+class SampleCurvature:
+    """H of an interpolating problem as `J^T J / n`, through the decomposition of `J J^T` and products with J.
+
+    Args:
+        problem: the point.
+        samples: its sample space.
+
+    Attributes:
+        tolerance: relative rank tolerance.
+        largest: largest eigenvalue of H.
+        smallest: 0, as there are more weights than equations.
+        kernel_dimension: of H.
+    """
+
+    def __init__(self, problem: Problem, samples: SampleSpace) -> None:
+        self.tolerance, self.largest = samples.tolerance, samples.largest_curvature
+        self.smallest, self.kernel_dimension = 0.0, samples.kernel_dimension
+        self._kept, self._rows = linearise(problem), problem.rows
+        self._values, self._vectors = samples.values[samples.in_range], samples.vectors[:, samples.in_range]
+
+    def inverse(self, rhs: Tensor) -> Tensor:
+        """`H^+ v = n J^T (J J^T)^+2 J v`, for v (p,) or (p, K)."""
+        return self._rows * self._back(self._forward(rhs), 2)
+
+    def project_kernel(self, v: Tensor) -> Tensor:
+        """`v - J^T (J J^T)^+ J v`, for v (p,) or (p, K)."""
+        for _ in range(2):  # once more for what rounding left
+            v = v - self._back(self._forward(v), 1)
+        return v
+
+    def _forward(self, v: Tensor) -> Tensor:
+        pushed = self._kept.push_forward(v)
+        self._shape = pushed.shape
+        return pushed.reshape(len(self._vectors), -1)
+
+    def _back(self, values: Tensor, power: int) -> Tensor:
+        inner = self._vectors @ ((self._vectors.T @ values) / self._values[:, None] ** power)
+        return self._kept.pull_back(inner.reshape(self._shape))
+
+
 def why_not_sample_space(problem: Problem, tolerance: float) -> str:
     """Why the sample-space form is not exact or not affordable here; empty where it is both.
 

@@ -1,4 +1,4 @@
-"""Does the solution map jump? Tried on the map itself, by following paths."""
+"""Does the solution map jump? Tried on the map itself, by following paths, and on its curvature row by row."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from poisonaudit.operators import Linearisation
 from poisonaudit.problem import Problem
+from poisonaudit.sensitivity.curvature import KernelCurvature
+from poisonaudit.sensitivity.kernel_response import kernel_response
 from poisonaudit.sensitivity.path import follow_path
+from poisonaudit.solvers.extremal import Progress
 from poisonaudit.training import fit
 
 # Beyond this many times kappa a displacement is not explained by kappa.
 _MANY_TIMES = 5.0
 _GROWS = 1.5
+# Growth that all directions show together is a jump's 1 / size, whatever kappa is.
+_DOUBLES = 1.75
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,13 @@ def displacement_test(
                 f"infinite or unstable: displacement per unit {max(whole, half):.3g} is many times the formula's "
                 f"{kappa:.3g}",
             )
+    if all(half > _DOUBLES * whole > 0 for whole, half in ratios):
+        grown = ", ".join(f"{whole:.3g} to {half:.3g}" for whole, half in ratios)
+        return DisplacementTest(
+            False,
+            tuple(ratios),
+            f"infinite or unstable: displacement per unit doubles as perturbations halve ({grown})",
+        )
     return DisplacementTest(
         True,
         tuple(ratios),
@@ -99,3 +112,55 @@ def _ratio(problem: Problem, mu: Tensor, relative_size: float) -> float:
     if not path.converged:
         return float("inf")
     return float((path.weights - problem.weights).norm() / mu.norm())
+
+
+def rank_changes(
+    problem: Problem,
+    solver: KernelCurvature,
+    rows: Tensor,
+    *,
+    most: int = 400,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Tensor, str]:
+    """Which rows change the rank of H when they move: `kernel_response` along a random direction of each.
+
+    A row by itself shows what a perturbation of all rows hides behind the few that move the weights most. More than
+    `most` rows are tried in groups; a group that shows something is taken apart.
+
+    Args:
+        problem: a minimum whose Hessian has a kernel.
+        solver: its curvature.
+        rows: positions (k,).
+        most: groups at the start.
+        seed: of the directions.
+        progress: called with a message and a fraction.
+
+    Returns:
+        Boolean (k,), and the first reason found, empty where there is none.
+    """
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    draws = torch.randn(problem.x[rows].shape, generator=generator, dtype=torch.float64).to(problem.x)
+    changing = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    size = -(-len(rows) // most)
+    groups = list(torch.arange(len(rows), device=rows.device).split(size))
+    reason, done = "", 0
+    while groups:
+        group = groups.pop(0)
+        done += 1
+        if progress is not None and done % 50 == 0:
+            progress(f"rank test {done}", done / (done + len(groups)))
+        found = _response(problem, solver, rows[group], draws[group])
+        if found and len(group) > 1:
+            groups += list(group.split(1))
+        elif found:
+            changing[group], reason = True, reason or f"row {int(rows[group])}: {found}"
+    return changing, reason
+
+
+def _response(problem: Problem, solver: KernelCurvature, rows: Tensor, draw: Tensor) -> str:
+    mu = torch.zeros_like(problem.x)
+    mu[rows] = draw
+    # Not `linearise`: passes per row would stay in the problem's cache.
+    step = solver.inverse(-Linearisation(problem, rows).mixed(draw))
+    return kernel_response(problem, solver, mu, step).reason
