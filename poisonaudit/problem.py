@@ -9,12 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.losses import resolve_loss
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
+# Rows that are asked for alone and together, and what rounding may make of the difference.
+_PROBE_ROWS = 3
+_SAME = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class Problem:
@@ -33,7 +37,9 @@ class Problem:
 
     Raises:
         InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA123 a bad
-            decay, PA210 NaN or infinite entries, PA211 shapes that do not fit, PA212 labels out of range.
+            decay or memory limit, PA127 a model of the wrong kind, PA129 a model that mixes rows, draws at random,
+            uses a module twice or freezes some of its parameters, PA210 NaN or infinite entries, PA211 shapes that do
+            not fit, PA212 labels out of range.
     """
 
     def __init__(
@@ -46,7 +52,7 @@ class Problem:
         *,
         memory_limit: int | None = None,
     ) -> None:
-        _refuse_other_types(model, x, y, decay)
+        _refuse_other_types(model, x, y, decay, memory_limit)
         _refuse_unusable(model, x, decay)
         # Layers that train differently were refused; eval mode also settles those that look at `training` themselves.
         self._module = copy.deepcopy(model).requires_grad_(False).eval()
@@ -63,6 +69,7 @@ class Problem:
         self.loss: Loss = loss
         with torch.no_grad():
             outputs = _first_outputs(self)
+            _refuse_mixed_rows(self, outputs)
         self.loss_per_row, self.y = resolve_loss(loss, outputs, self.y)
         # Expensive facts about this point (kept graph, factorised curvature), filled by operators/ and sensitivity/.
         self.cache: dict[Any, Any] = {}
@@ -95,7 +102,9 @@ class Problem:
     def outputs(self, weights: Tensor | None = None, x: Tensor | None = None) -> Tensor:
         """Model outputs at flat weights (default: this point) for inputs x (default: the training rows)."""
         point = self.weights if weights is None else weights
-        result: Tensor = functional_call(self._module, self.parameters(point), (self.x if x is None else x,))
+        # The fused attention kernels cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            result: Tensor = functional_call(self._module, self.parameters(point), (self.x if x is None else x,))
         return result
 
     def losses(self, weights: Tensor | None = None, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
@@ -182,7 +191,7 @@ class Problem:
         return f"Problem(p={self.size}, n={self.rows}, loss={loss}, decay={self.decay:g}, {self.dtype})"
 
 
-def _refuse_other_types(model: object, x: object, y: object, decay: object) -> None:
+def _refuse_other_types(model: object, x: object, y: object, decay: object, memory_limit: object) -> None:
     """Refuse arguments of the wrong kind before anything is asked of them."""
     for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
         if not isinstance(value, kind):
@@ -191,6 +200,11 @@ def _refuse_other_types(model: object, x: object, y: object, decay: object) -> N
             )
     if isinstance(decay, bool) or not isinstance(decay, int | float):
         raise InputRefused("PA123", f"decay is {decay!r}; it must be a finite number >= 0. Pass decay=0 for none.")
+    whole = isinstance(memory_limit, int) and not isinstance(memory_limit, bool)
+    if memory_limit is not None and not (whole and memory_limit > 0):  # type: ignore[operator]
+        raise InputRefused(
+            "PA123", f"memory_limit is {memory_limit!r}; it must be a whole number of bytes > 0. Pass 2 * 10**9, say."
+        )
 
 
 def _first_outputs(problem: Problem) -> Tensor:
@@ -208,6 +222,32 @@ def _first_outputs(problem: Problem) -> Tensor:
     return outputs
 
 
+def _refuse_mixed_rows(problem: Problem, outputs: Tensor) -> None:
+    """Refuse a model whose output for a row depends on the other rows, or on chance.
+
+    The loss is a sum over rows and products are made row by row or in chunks: for such a model they are of another
+    function than the one that is trained.
+    """
+    few = min(problem.rows, _PROBE_ROWS)
+    try:
+        again = problem.outputs(x=problem.x[:few])
+        alone = torch.cat([problem.outputs(x=problem.x[row : row + 1]) for row in range(few)])
+    except (RuntimeError, ValueError, IndexError) as trouble:
+        first = str(trouble).strip().splitlines()[0] if str(trouble).strip() else type(trouble).__name__
+        raise InputRefused(
+            "PA129", f"the model fails on single rows: {first}. Use layers that treat every row by itself."
+        ) from trouble
+    scale = float(outputs.abs().max())
+    limit = _SAME[problem.dtype] * scale
+    for other, why in ((alone, "depends on the other rows of the batch"), (outputs[:few], "changes between calls")):
+        if again.shape != other.shape or bool(((again - other).abs() > limit).any()):
+            raise InputRefused(
+                "PA129",
+                f"the model's output for a row {why}, so the loss is no sum over rows. Use layers that treat every row "
+                "by itself (batch norm with running statistics) and draw nothing at random.",
+            )
+
+
 def _refuse_unusable(model: nn.Module, x: Tensor, decay: float) -> None:
     """Refuse what no solution-map number can be computed for."""
     for name, module in model.named_modules():
@@ -217,6 +257,21 @@ def _refuse_unusable(model: nn.Module, x: Tensor, decay: float) -> None:
                 f"layer {name or type(module).__name__} ({type(module).__name__}) is in train mode, so the loss is not "
                 "a fixed function of the weights. Call model.eval() first.",
             )
+    places: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if places.setdefault(id(module), name) != name and any(True for _ in module.parameters()):
+            raise InputRefused(
+                "PA129",
+                f"the module {places[id(module)]} is used again as {name}. Use two modules, with tied weights if they "
+                "are to be the same.",
+            )
+    frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
+    if frozen and len(frozen) < sum(1 for _ in model.parameters()):
+        raise InputRefused(
+            "PA129",
+            f"{len(frozen)} parameters are frozen (first {frozen[0]}), the others are not, and all would be taken as "
+            "trained. Call model.requires_grad_(True), or pass the trained part with the frozen part's outputs as x.",
+        )
     values = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
     if not any(True for _ in model.parameters()):
         raise InputRefused(
@@ -229,9 +284,9 @@ def _refuse_unusable(model: nn.Module, x: Tensor, decay: float) -> None:
             "PA121",
             f"dtypes are mixed ({listed}). Convert model and inputs to one of float32 or float64 (for audits).",
         )
-    places = {value.device for value in values} | {x.device}
-    if len(places) > 1:
-        raise InputRefused("PA121", f"devices are mixed ({', '.join(sorted(map(str, places)))}). Move all to one.")
+    devices = {value.device for value in values} | {x.device}
+    if len(devices) > 1:
+        raise InputRefused("PA121", f"devices are mixed ({', '.join(sorted(map(str, devices)))}). Move all to one.")
     if not 0.0 <= decay < float("inf"):
         raise InputRefused("PA123", f"decay is {decay}; it must be a finite number >= 0. Pass decay=0 for none.")
     if x.dim() == 0 or x.shape[0] == 0:

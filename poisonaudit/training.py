@@ -94,7 +94,7 @@ def fit(
     """
     budget = math.inf if max_gradients is None else max_gradients
     if (
-        tolerance <= 0
+        not 0.0 < tolerance < math.inf
         or max_steps < 0
         or budget < 1
         or method not in ("lbfgs", "adam")

@@ -45,6 +45,7 @@ def assess(
     phi: float | None = None,
     kinks: float | None = None,
     rank_jump: str = "",
+    approximate: str = "",
 ) -> Validity:
     """Collect every reason not to trust a number of the solution map.
 
@@ -61,6 +62,7 @@ def assess(
         phi: Newton estimate of one step's relative error.
         kinks: share of activations that change their linear piece within the step.
         rank_jump: why the rank of H is held to change nearby; empty where it is not.
+        approximate: why the number is another one than the derivative; empty where it is not.
 
     Returns:
         Validity with its figures.
@@ -93,8 +95,7 @@ def assess(
         reasons.append(
             f"phi {phi:.2f} is above {PHI_LIMIT}: one linear step does not predict the weights, follow the path"
         )
-    if rank_jump:
-        reasons.append(rank_jump)
+    reasons += [reason for reason in (rank_jump, approximate) if reason]
     details: Mapping[str, Any] = {
         "relative_gradient": relative_gradient,
         "smallest_curvature": smallest,

@@ -307,3 +307,29 @@ def test_single_precision_keeps_its_type_and_the_users_switches() -> None:
 def test_an_unknown_path_is_refused() -> None:
     with pytest.raises(UsageError, match="PA301"):
         Linearisation(build("linear"), path="quick")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["fast", "general"])
+def test_directions_of_another_shape_or_type_are_refused(path: str) -> None:
+    x = torch.rand(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    problem = Problem(mlp([5, 7, 3]), "cross_entropy", x, torch.arange(20) % 3)
+    kept, p = Linearisation(problem, path=path), problem.size  # type: ignore[arg-type]
+    weights = (kept.hessian, kept.mixed_adjoint, kept.both_adjoint, kept.gauss_newton, kept.push_forward)
+    like = {"dtype": torch.float64}
+    for product in weights:
+        for bad in (
+            torch.zeros(p + 3, **like),
+            torch.zeros(p, 2, 2, **like),
+            torch.zeros(p, 0, **like),
+            torch.zeros(p),
+        ):
+            with pytest.raises(UsageError, match="PA308"):
+                product(bad)
+    for bad in (torch.zeros(40, 5, **like), torch.zeros(20, 5, 0, **like), torch.zeros(20, 5, 2, 1, **like)):
+        with pytest.raises(UsageError, match="PA308"):
+            kept.mixed(bad)
+    with pytest.raises(UsageError, match="PA308"):
+        kept.pull_back(torch.zeros(40, 3, **like))
+    for rows in ([-1], [20], [1, 1], [], [0.5], [[1]]):
+        with pytest.raises(UsageError, match="PA304"):
+            Linearisation(problem, torch.tensor(rows), path=path)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch.nn.utils import parameters_to_vector
 import poisonaudit
 from poisonaudit import Problem
 from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.operators import linearise
 
 X = torch.rand(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -62,7 +63,52 @@ def trained_with(layer: nn.Module) -> Callable[[], Problem]:
     return lambda: Problem(nn.Sequential(nn.Linear(4, 3).double(), layer.double()), "cross_entropy", X, Y)
 
 
+class Centred(nn.Module):
+    """Every row is seen against the mean of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.layer(x)
+        return hidden - hidden.mean(0, keepdim=True)
+
+
+class Drawing(nn.Module):
+    """Draws noise in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.dropout(self.layer(x), 0.5, True)
+
+
+def used_twice() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 3)).double()
+
+
+def partly_frozen() -> nn.Module:
+    found = model()
+    found[0].requires_grad_(False)
+    return found
+
+
+def without_statistics() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).double().eval()
+
+
 BAD = {
+    "rows seen against each other": (lambda: Problem(Centred(), "cross_entropy", X, Y), "PA129"),
+    "batch norm without statistics": (lambda: Problem(without_statistics(), "cross_entropy", X, Y), "PA129"),
+    "noise in eval mode": (lambda: Problem(Drawing(), "cross_entropy", X, Y), "PA129"),
+    "a module used twice": (lambda: Problem(used_twice(), "cross_entropy", X, Y), "PA129"),
+    "some parameters frozen": (lambda: Problem(partly_frozen(), "cross_entropy", X, Y), "PA129"),
+    "a memory limit that is no number": (lambda: Problem(model(), "cross_entropy", X, Y, memory_limit="1GB"), "PA123"),  # type: ignore[arg-type]
+    "a memory limit that is NaN": (lambda: Problem(model(), "cross_entropy", X, Y, memory_limit=float("nan")), "PA123"),  # type: ignore[arg-type]
     "dropout in train mode": (trained_with(nn.Dropout()), "PA120"),
     "batch norm in train mode": (trained_with(nn.BatchNorm1d(3)), "PA120"),
     "mixed dtypes": (lambda: Problem(model(), "cross_entropy", X.float(), Y), "PA121"),
@@ -107,3 +153,30 @@ def test_public_names_are_functions_whatever_was_imported_first() -> None:
     assert set(poisonaudit.__all__) <= set(dir(poisonaudit))
     with pytest.raises(AttributeError):
         _ = poisonaudit.nothing_of_that_name
+
+
+def test_all_parameters_frozen_is_a_model_made_ready_for_use() -> None:
+    frozen = Problem(model().requires_grad_(False), "cross_entropy", X, Y)
+    assert torch.equal(frozen.weights, Problem(model(), "cross_entropy", X, Y).weights)
+
+
+def test_attention_is_differentiated_twice() -> None:
+    """The fused kernels have no second derivative; the sum of the textbook formula has."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.head(self.layer(x).flatten(1))
+            return out
+
+    torch.manual_seed(0)
+    x = torch.rand(6, 3, 4, dtype=torch.float64)
+    problem = Problem(Encoder().double().eval(), "cross_entropy", x, Y, decay=1e-1)
+    kept, v = linearise(problem), torch.randn(problem.size, dtype=torch.float64)
+    step = 1e-6
+    change = (problem.gradient(problem.weights + step * v) - problem.gradient(problem.weights - step * v)) / (2 * step)
+    assert torch.allclose(kept.hessian(v), change, rtol=1e-4, atol=1e-6)

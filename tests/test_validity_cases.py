@@ -208,3 +208,49 @@ def test_one_class_without_decay_is_flagged() -> None:
     problem = fit(Problem(nn.Linear(64, 10).double(), "cross_entropy", x[y == 3], y[y == 3])).problem
     step = graphical_derivative(problem, draw(problem))
     assert any("at infinity" in reason for reason in step.validity.reasons)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"damping": 1e-2}, "damping 0.01"),
+        ({"curvature": "gauss_newton"}, "gauss_newton"),
+        ({"scaling": "paper"}, "paper"),
+    ],
+)
+def test_what_is_not_the_derivative_by_choice_says_so(given: dict[str, Any], word: str) -> None:
+    x, y = digits_rows(40)
+    problem = fit(Problem(mlp([64, 4, 10]), "cross_entropy", x, y, decay=1e-2)).problem
+    mu = torch.zeros_like(x)
+    mu[:2] = 1e-4
+    step = graphical_derivative(problem, mu, **given)
+    (reason,) = [each for each in step.validity.reasons if "approximate by choice" in each]
+    assert not step.validity.ok and word in reason
+    assert graphical_derivative(problem, mu).validity.ok
+    if "scaling" not in given:
+        value = coderivative(problem, problem.weights, **given)
+        assert not value.validity.ok and any(word in each for each in value.validity.reasons)
+    # Where it changes nothing it is no reason: the squared loss at interpolation.
+    exact = interpolating(nn.Tanh)
+    if "curvature" in given:
+        assert graphical_derivative(exact, 1e-6 * exact.x, **given).validity.ok
+
+
+@pytest.mark.parametrize("given", [{"damping": 1.0}, {"curvature": "gauss_newton"}])
+def test_a_saddle_is_one_whatever_matrix_is_solved_with(given: dict[str, Any]) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.w[0] * self.w[1] * x + self.w[2]
+
+    x = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
+    saddle = Problem(Product(), "half_squared", x, torch.tensor([[0.5], [1.0], [1.5]], dtype=torch.float64))
+    mu = torch.tensor([[0.1], [0.0], [0.0]], dtype=torch.float64)
+    for verdict in (
+        graphical_derivative(saddle, mu, **given).validity,
+        coderivative(saddle, torch.ones(3, dtype=torch.float64), **given).validity,
+    ):
+        assert any("not a minimum" in reason for reason in verdict.reasons)

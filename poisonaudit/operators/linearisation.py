@@ -55,8 +55,9 @@ class Linearisation:
         memory_limit: bytes that kept passes and one product may take, None for no limit.
 
     Raises:
-        UsageError: PA301, an unknown path; PA306, path="fast" where the R-operator does not apply; PA307, a limit
-            below what one row needs.
+        UsageError: PA301, an unknown path; PA304, rows that are not there, or named twice; PA306, path="fast" where the
+            R-operator does not apply; PA307, a limit below what one row needs. Products refuse directions of another
+            shape or type (PA308).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Linearisation:
         if path not in _PATHS:
             raise unknown_name(path, _PATHS, "path")
         self.problem = problem
-        self.rows = rows
+        self.rows = rows = None if rows is None else _positions(rows, problem)
         self.products = 0
         self._x = problem.x if rows is None else problem.x[rows]
         self._y = problem.y if rows is None else problem.y[rows]
@@ -111,20 +112,22 @@ class Linearisation:
 
     def hessian(self, v: Tensor) -> Tensor:
         """`H v`: (p,) -> (p,), or (p, K) -> (p, K)."""
-        return self._weights_in(v, weights=True, inputs=False)[0]
+        return self._weights_in(self._checked(v, "v"), weights=True, inputs=False)[0]
 
     def mixed_adjoint(self, u: Tensor) -> Tensor:
         """`B^T u`: (p,) -> shaped like the rows' inputs, or (p, K) -> the same with K behind."""
-        return self._weights_in(u, weights=False, inputs=True)[1]
+        return self._weights_in(self._checked(u, "u"), weights=False, inputs=True)[1]
 
     def both_adjoint(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`(H u, B^T u)` from one pass."""
-        return self._weights_in(u, weights=True, inputs=True)
+        return self._weights_in(self._checked(u, "u"), weights=True, inputs=True)
 
     def mixed(self, mu: Tensor) -> Tensor:
         """`B mu`: shaped like the rows' inputs -> (p,), or with K behind -> (p, K)."""
         return self._rows_in(
-            mu, self._x.dim(), lambda part, block: part.second(None, block, weights=True, inputs=False)[0]
+            self._checked(mu, "mu", self._x.shape),
+            self._x.dim(),
+            lambda part, block: part.second(None, block, weights=True, inputs=False)[0],
         )
 
     def gauss_newton(self, v: Tensor) -> Tensor:
@@ -133,12 +136,13 @@ class Linearisation:
         def product(part: _Part, block: Tensor) -> Tensor:
             return part.pull_back(part.curve(part.push_forward(block)))
 
-        result = self._sum(v, product)
+        result = self._sum(self._checked(v, "v"), product)
         return result if self.rows is not None else result + self.problem.decay * v
 
     def push_forward(self, v: Tensor) -> Tensor:
         """`J v`, the outputs' change along weights v: (p,) -> shaped like the outputs, (p, K) -> with K behind."""
         pieces: list[Tensor] = []
+        self._checked(v, "v")
         for columns in self._blocks(v.reshape(len(v), -1)):
             block = columns.T.contiguous()
             rows = []
@@ -152,8 +156,22 @@ class Linearisation:
     def pull_back(self, u: Tensor) -> Tensor:
         """`J^T u`: shaped like the outputs -> (p,), or with K behind -> (p, K)."""
         with torch.no_grad():
-            outputs = self.problem.outputs(None, self._x[:1]).dim()
-        return self._rows_in(u, outputs, lambda part, block: part.pull_back(block))
+            outputs = self.problem.outputs(None, self._x[:1]).shape[1:]
+        shape = torch.Size((len(self._x), *outputs))
+        return self._rows_in(self._checked(u, "u", shape), len(shape), lambda part, block: part.pull_back(block))
+
+    def _checked(self, one: Tensor, name: str, shape: torch.Size | None = None) -> Tensor:
+        """A direction shaped like the weights, or as stated, with at most an axis of columns behind."""
+        wanted = self.problem.weights.shape if shape is None else shape
+        fits = isinstance(one, Tensor) and one.shape[: len(wanted)] == wanted and one.dim() <= len(wanted) + 1
+        if not fits or 0 in one.shape or one.dtype != self.problem.dtype:
+            got = f"{tuple(one.shape)} {one.dtype}" if isinstance(one, Tensor) else type(one).__name__
+            raise UsageError(
+                "PA308",
+                f"{name} is {got}, {tuple(wanted)} {self.problem.dtype} is needed, with columns behind for a block. "
+                "Give that shape and type.",
+            )
+        return one
 
     def _weights_in(self, v: Tensor, *, weights: bool, inputs: bool) -> tuple[Tensor, Tensor]:
         """H and B^T applied to directions in weight space; what is not asked for comes back empty."""
@@ -259,11 +277,28 @@ def linearise(
     """
     if memory_limit is None and problem.memory_limit is not None:
         memory_limit = problem.memory_limit // (PASSES_SHARE if rows is None else ROWS_SHARE)
+    rows = None if rows is None else _positions(rows, problem)
     key = ("linearisation", None if rows is None else tuple(rows.tolist()), path, memory_limit)
     if key not in problem.cache:
         problem.cache[key] = Linearisation(problem, rows, path=path, memory_limit=memory_limit)
     kept: Linearisation = problem.cache[key]
     return kept
+
+
+def _positions(rows: Tensor, problem: Problem) -> Tensor:
+    """Positions of rows, each there and named once."""
+    given = torch.as_tensor(rows, device=problem.device)
+    whole = given.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if given.dim() != 1 or not len(given) or not whole:
+        raise UsageError(
+            "PA304", f"rows are {tuple(given.shape)} {given.dtype}. Give integer positions, (k,), at least one."
+        )
+    given = given.long()
+    if int(given.min()) < 0 or int(given.max()) >= problem.rows or len(given.unique()) < len(given):
+        raise UsageError(
+            "PA304", f"rows must be among 0..{problem.rows - 1}, each once; got {given.tolist()[:8]}. Name others."
+        )
+    return given
 
 
 def _joined(parts: list[Tensor], axis: int) -> Tensor:

@@ -232,7 +232,7 @@ def _result(
         name=name,
         title=title,
         rows=tuple(rows),
-        notes=(*common_notes(victim, MANY), *notes),
+        notes=(*common_notes(victim, min(MANY, victim.problem.rows)), *notes),
         flags=flags(victim, cases),
         pictures=tuple(pictures),
         settings=victim.settings,

@@ -11,6 +11,7 @@ from poisonaudit.errors import InputRefused
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
+from poisonaudit.sensitivity.approximation import differences, hessian_ends, why_approximate
 from poisonaudit.sensitivity.curvature import CurvatureName, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.kernel_response import kernel_response
 from poisonaudit.solvers.extremal import Progress
@@ -86,5 +87,13 @@ def coderivative(
         mu = value + value.norm() * draw / draw.norm()
         answer = solver.inverse(-linearise(problem).mixed(mu))
         rank_jump = kernel_response(problem, solver, mu, answer).reason
-    validity = assess_here(problem, solver, solve, rank_jump=rank_jump)
+    other = differences(curvature, damping)
+    validity = assess_here(
+        problem,
+        solver,
+        solve,
+        rank_jump=rank_jump,
+        approximate=why_approximate(problem, solve.value, -p, other),
+        ends=hessian_ends(problem) if other else None,
+    )
     return Coderivative(value, solve.value, solve.relative_residual, solve.tolerance, solve.products + 1, validity)

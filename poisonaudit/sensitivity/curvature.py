@@ -185,6 +185,8 @@ def assess_here(
     phi: float | None = None,
     kinks: float | None = None,
     rank_jump: str = "",
+    approximate: str = "",
+    ends: tuple[float, float] | None = None,
 ) -> Validity:
     """May numbers of the solution map be trusted at this point, as its curvature and a solve with it tell.
 
@@ -195,24 +197,28 @@ def assess_here(
         phi: Newton estimate of one step's relative error, where there is one.
         kinks: share of activations that change their linear piece, where it is known.
         rank_jump: why the rank of H is held to change nearby, if it is.
+        approximate: why the number is another one than the derivative, if it is.
+        ends: extreme curvatures of the Hessian, where the solver's are those of another matrix.
 
     Returns:
         The verdict with its figures.
     """
     if isinstance(solver, ProductCurvature):
         solver.note_stationarity()
+    smallest, largest = (solver.smallest, solver.largest) if ends is None else ends
     ended: dict[str, Any] = {} if solve is None else {"solver_converged": solve.converged, "solver_ended": solve.ended}
     return assess(
         problem,
         relative_gradient=relative_gradient(problem),
-        smallest=solver.smallest,
-        largest=solver.largest,
+        smallest=smallest,
+        largest=largest,
         kernel_dimension=solver.kernel_dimension,
         tolerance=solver.tolerance,
         relative_residual=None if solve is None else solve.relative_residual,
         phi=phi,
         kinks=kinks,
         rank_jump=rank_jump,
+        approximate=approximate,
         **ended,
     )
 

@@ -12,6 +12,7 @@ from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
+from poisonaudit.sensitivity.approximation import differences, hessian_ends, why_approximate
 from poisonaudit.sensitivity.curvature import Curvature, CurvatureName, assess_here, solver_for
 from poisonaudit.sensitivity.kernel_response import kernel_response
 from poisonaudit.sensitivity.solution_set import SolutionSet
@@ -33,7 +34,8 @@ class GraphicalDerivative:
         phi: `|H^+ (R(x + mu, w + v0) - R(x, w))| / |v0|`, a Newton estimate of one step's relative error; None at
             v0 = 0 (no effect) and with scaling="paper".
         trust_radius: length of mu, in this direction, up to which phi stays below 0.3; None where phi is.
-        validity: may the displacement be trusted; a rank of H that changes along mu counts (see `kernel_response`).
+        validity: may the displacement be trusted as the derivative; a rank of H that changes along mu counts (see
+            `kernel_response`), and so does what damping, another curvature or scaling="paper" leave of its equation.
         kernel_dimension: eigenvalues taken as zero; None where only products were made.
         tolerance: relative rank tolerance.
         curvature: "hessian" or "gauss_newton".
@@ -120,9 +122,9 @@ def graphical_derivative(
     solver = solver_for(problem, curvature, tolerance, method=method, damping=damping, progress=progress)
     solved = solver.products
     if rows.numel() == 0:
-        rhs = torch.zeros_like(problem.weights)
+        true = rhs = torch.zeros_like(problem.weights)
     else:
-        rhs = -linearise(problem, rows).mixed(mu[rows])
+        true = rhs = -linearise(problem, rows).mixed(mu[rows])
         if scaling == "paper":
             rhs = rhs * (problem.rows / rows.numel())
     solve = solver.solve(rhs)
@@ -134,7 +136,18 @@ def graphical_derivative(
         phi = float(solver.inverse(moved - linearise(problem).gradient).norm()) / distance
         rank_jump = kernel_response(problem, solver, mu, displacement).reason
     kinks = kink_share(problem, mu, displacement)
-    validity = assess_here(problem, solver, solve, phi=phi, kinks=kinks, rank_jump=rank_jump)
+    other = differences(curvature, damping)
+    longer = ["scaling 'paper'"] if scaling == "paper" else []
+    validity = assess_here(
+        problem,
+        solver,
+        solve,
+        phi=phi,
+        kinks=kinks,
+        rank_jump=rank_jump,
+        approximate=why_approximate(problem, displacement, true, other + longer),
+        ends=hessian_ends(problem) if other else None,
+    )
     return GraphicalDerivative(
         displacement=displacement,
         relative_residual=solve.relative_residual,

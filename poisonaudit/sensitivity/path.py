@@ -91,14 +91,17 @@ def follow_path(
     Raises:
         UsageError: PA304, steps < 1 or tolerance <= 0.
     """
-    if steps < 1 or tolerance <= 0:
+    if steps < 1 or not 0.0 < tolerance < float("inf"):
         raise UsageError(
-            "PA304", f"follow_path got steps={steps}, tolerance={tolerance}. Use steps >= 1, tolerance > 0."
+            "PA304", f"follow_path got steps={steps}, tolerance={tolerance}. Use steps >= 1, a tolerance > 0."
         )
     check_perturbation(problem, mu)
     rows = moved_rows(mu)
     if rows.numel() == 0:
-        return Path(problem.weights.clone(), True, 0, "mu is zero", relative_gradient(problem), 1.0, problem)
+        figure = relative_gradient(problem)
+        still = figure <= max(tolerance, finest_tolerance(problem.dtype))
+        reason = "mu is zero" if still else f"mu is zero, and the start is no solution: relative gradient {figure:.1e}"
+        return Path(problem.weights.clone(), still, 0, reason, figure, 1.0, problem)
     tolerance = max(tolerance, finest_tolerance(problem.dtype))
     # A copy without a neighbour's factorisation: the last bits must not depend on what ran before.
     reached, stride, taken, at = 0.0, 1.0 / steps, 0, problem.at(problem.weights)

@@ -60,9 +60,11 @@ class SolutionSet:
             Weights `origin + v0 + P_ker z`, shaped like z.
 
         Raises:
-            InputRefused: PA125, z does not fit the weights.
+            InputRefused: PA125, z does not fit the weights; PA210, it is not finite.
         """
-        self._check(z.shape[0] if z.dim() in (1, 2) else -1, z.dtype)
+        self._check(z.shape[0] if z.dim() in (1, 2) and 0 not in z.shape else -1, z.dtype)
+        if not bool(torch.isfinite(z).all()):
+            raise InputRefused("PA210", "the start holds NaN or infinite entries. Check the step that produced it.")
         base = self.nearest if z.dim() == 1 else self.nearest[:, None]
         # H z' = 0 solved from z leaves z's own part in the kernel.
         return base + self._solver.solve_from(z, torch.zeros_like(z)).value

@@ -30,7 +30,7 @@ def refuse_taken(out: Path | None, *, resume: bool = False) -> None:
         raise UsageError("PA310", f"{out} is a file, not a folder. Pass another --out.")
     if not resume and out.is_dir() and any(out.iterdir()):
         raise UsageError(
-            "PA310", f"{out} exists and is not empty. Pass another --out, or --resume to continue an attack."
+            "PA310", f"{out} exists and is not empty. Pass another --out, or --resume to go on with an interrupted run."
         )
     if resume and not out.is_dir():
         raise UsageError("PA352", f"there is no run {out} to resume. Start it without --resume.")
