@@ -59,7 +59,7 @@ _SHARED: dict[str, Callable[[Any], Any]] = {
         "--max-gradients",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Most gradients of one training; where they do not suffice, the result says so.",
+        help="Begin no further round of training after N gradients; the result says where that fell short.",
     ),
     "measures": click.option(
         "--measures", metavar="LIST", help="Measures or groups, comma separated; see ls measures. Default: all."

@@ -250,10 +250,11 @@ def _room(problem: Problem, kept: Linearisation, method: str) -> int | None:
     left = limit - kept.memory_bytes - limit // ROWS_SHARE - limit // _UNSEEN_SHARE
     vectors = basis_vectors(left, problem.size)
     if method == "lanczos" and vectors < _LEAST_BASIS:
+        least = solve_bytes(method, problem.size, vectors=_LEAST_BASIS, reserved=True)
         raise UsageError(
             "PA307",
-            f"the memory limit leaves room for {max(0, vectors)} basis vectors of {problem.size} weights, "
-            f"{_LEAST_BASIS} are needed. Raise the limit, or use method='minres'.",
+            f"the memory limit leaves {max(0, left)} bytes for a solve with {problem.size} weights, {least} are needed "
+            f"for {_LEAST_BASIS} basis vectors. Raise the limit, or use method='minres'.",
         )
     need = solve_bytes(method, problem.size, vectors=_NYSTROEM_RANK)
     if method != "lanczos" and left < need:
