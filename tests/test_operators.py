@@ -8,7 +8,7 @@ from conftest import mlp
 from torch import Tensor, nn
 
 from poisonaudit.operators import dense_gauss_newton, dense_hessian, dense_mixed, linearise
-from poisonaudit.operators.dense import dense_jacobian
+from poisonaudit.operators.dense import dense_input_jacobian, dense_jacobian
 from poisonaudit.problem import Problem
 
 
@@ -127,3 +127,28 @@ def test_float32_stays_float32() -> None:
     kept = linearise(single)
     assert kept.hessian(torch.ones(single.size)).dtype == torch.float32
     assert torch.allclose(dense_hessian(single).double(), dense_hessian(problem), atol=1e-5)
+
+
+def test_layers_without_a_batching_rule_are_done_row_by_row() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(2, 3, batch_first=True)
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.layer(x)[0][:, -1])
+            return out
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, 2, dtype=torch.float64)
+    problem = Problem(Recurrent().double(), "cross_entropy", x, torch.arange(5) % 2, 0.1)
+    kept, v = linearise(problem), torch.randn(problem.size, dtype=torch.float64)
+    mu = torch.randn_like(x)
+    mixed = dense_mixed(problem, torch.arange(5))
+    assert torch.allclose(torch.einsum("npd,nd->p", mixed, mu.flatten(1)), kept.mixed(mu), atol=1e-12)
+    assert torch.allclose(dense_jacobian(problem) @ v, kept.push_forward(v), atol=1e-12)
+    moved = torch.einsum("ncd,nd->nc", dense_input_jacobian(problem), mu.flatten(1))
+    step = 1e-6
+    change = (problem.outputs(x=x + step * mu) - problem.outputs(x=x - step * mu)) / (2 * step)
+    assert torch.allclose(moved, change.detach(), atol=1e-8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
@@ -49,8 +51,14 @@ def dense_jacobian(problem: Problem) -> Tensor:
     def one_row(weights: Tensor, row: Tensor) -> Tensor:
         return problem.outputs(weights, row[None])[0].reshape(-1)
 
-    chunk = _rows_at_once(problem, problem.size)
-    return vmap(jacrev(one_row), in_dims=(None, 0), chunk_size=chunk)(problem.weights, problem.x).detach()
+    def batched() -> Tensor:
+        chunk = _rows_at_once(problem, problem.size)
+        return vmap(jacrev(one_row), in_dims=(None, 0), chunk_size=chunk)(problem.weights, problem.x)
+
+    def alone(row: int) -> Tensor:
+        return _jacobian(lambda weights: one_row(weights, problem.x[row]), problem.weights)
+
+    return _row_by_row(batched, alone, range(problem.rows)).detach()
 
 
 def dense_input_jacobian(problem: Problem) -> Tensor:
@@ -59,7 +67,10 @@ def dense_input_jacobian(problem: Problem) -> Tensor:
     def one_row(row: Tensor) -> Tensor:
         return problem.outputs(None, row[None])[0].reshape(-1)
 
-    jacobian = vmap(jacrev(one_row), chunk_size=_rows_at_once(problem, problem.size))(problem.x)
+    def batched() -> Tensor:
+        return vmap(jacrev(one_row), chunk_size=_rows_at_once(problem, problem.size))(problem.x)
+
+    jacobian = _row_by_row(batched, lambda row: _jacobian(one_row, problem.x[row]), range(problem.rows))
     return jacobian.reshape(problem.rows, jacobian.shape[1], -1).detach()
 
 
@@ -77,13 +88,39 @@ def dense_mixed(problem: Problem, rows: Tensor) -> Tensor:
     def loss(row: Tensor, label: Tensor, weights: Tensor) -> Tensor:
         return problem.losses(weights, row[None], label[None])[0] / problem.rows
 
-    inputs = problem.x[rows]
     entries = problem.x[0].numel()
-    chunk = _rows_at_once(problem, problem.size * entries)
-    # d backward passes a row (one per input entry) instead of p.
-    adjoint = vmap(jacrev(grad(loss), argnums=2), in_dims=(0, 0, None), chunk_size=chunk)
-    blocks = adjoint(inputs, problem.y[rows], problem.weights)
+
+    def batched() -> Tensor:
+        chunk = _rows_at_once(problem, problem.size * entries)
+        # d backward passes a row (one per input entry) instead of p.
+        adjoint = vmap(jacrev(grad(loss), argnums=2), in_dims=(0, 0, None), chunk_size=chunk)
+        return adjoint(problem.x[rows], problem.y[rows], problem.weights)
+
+    def alone(row: int) -> Tensor:
+        def slope(weights: Tensor) -> Tensor:
+            leaf = problem.x[row].detach().requires_grad_(True)
+            return torch.autograd.grad(loss(leaf, problem.y[row], weights), leaf, create_graph=True)[0].reshape(-1)
+
+        return _jacobian(slope, problem.weights)
+
+    blocks = _row_by_row(batched, alone, rows.tolist())
     return blocks.reshape(len(rows), entries, problem.size).mT.detach()
+
+
+def _row_by_row(batched: Callable[[], Tensor], alone: Callable[[int], Tensor], rows: Iterable[int]) -> Tensor:
+    """All rows at once, or one after the other for layers that have no batching rule (recurrent ones)."""
+    try:
+        return batched()
+    except (RuntimeError, NotImplementedError) as trouble:
+        if isinstance(trouble, torch.OutOfMemoryError):
+            raise
+        return torch.stack([alone(row) for row in rows])
+
+
+def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """`d function / d at` by plain autograd, (*outputs, *inputs)."""
+    found: Tensor = torch.autograd.functional.jacobian(function, at.detach())
+    return found
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
