@@ -228,6 +228,7 @@ def _refuse_mixed_rows(problem: Problem, outputs: Tensor) -> None:
     The loss is a sum over rows and products are made row by row or in chunks: for such a model they are of another
     function than the one that is trained.
     """
+    _refuse_nonfinite(outputs, "the model's outputs", "PA210", "Rescale the inputs, or train the model again.")
     few = min(problem.rows, _PROBE_ROWS)
     try:
         again = problem.outputs(x=problem.x[:few])

@@ -86,6 +86,13 @@ class Drawing(nn.Module):
         return torch.dropout(self.layer(x), 0.5, True)
 
 
+class Logarithm(nn.Module):
+    """Of negative numbers too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.log()
+
+
 def used_twice() -> nn.Module:
     layer = nn.Linear(4, 4)
     return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(4, 3)).double()
@@ -104,6 +111,10 @@ def without_statistics() -> nn.Module:
 BAD = {
     "rows seen against each other": (lambda: Problem(Centred(), "cross_entropy", X, Y), "PA129"),
     "batch norm without statistics": (lambda: Problem(without_statistics(), "cross_entropy", X, Y), "PA129"),
+    "outputs that are no numbers": (
+        lambda: Problem(nn.Sequential(model(), Logarithm()), "cross_entropy", X, Y),
+        "PA210",
+    ),
     "noise in eval mode": (lambda: Problem(Drawing(), "cross_entropy", X, Y), "PA129"),
     "a module used twice": (lambda: Problem(used_twice(), "cross_entropy", X, Y), "PA129"),
     "some parameters frozen": (lambda: Problem(partly_frozen(), "cross_entropy", X, Y), "PA129"),

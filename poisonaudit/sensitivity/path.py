@@ -89,8 +89,10 @@ def follow_path(
         A Path; a failure is a Path with `converged` False and its reason.
 
     Raises:
-        UsageError: PA304, steps < 1 or tolerance <= 0.
+        UsageError: PA304, steps < 1, or a tolerance out of range.
     """
+    if rank_tolerance is not None and not 0.0 <= rank_tolerance < 1.0:
+        raise UsageError("PA304", f"the rank tolerance is {rank_tolerance}. Use a number from 0 to below 1, e.g. 1e-9.")
     if steps < 1 or not 0.0 < tolerance < float("inf"):
         raise UsageError(
             "PA304", f"follow_path got steps={steps}, tolerance={tolerance}. Use steps >= 1, a tolerance > 0."
