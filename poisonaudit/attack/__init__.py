@@ -1,6 +1,6 @@
 """Crafting poisons: budgets, objectives, the choice of rows, the loop, and what it predicts."""
 
-from poisonaudit.attack.budget import Budget, PerturbationSet
+from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.crafting import craft
 from poisonaudit.attack.displacement import DisplacementModel, minimise_displacement
 from poisonaudit.attack.objectives import (
@@ -12,6 +12,7 @@ from poisonaudit.attack.objectives import (
     weights_from_label_flips,
 )
 from poisonaudit.attack.outcome import outcome
+from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison
 from poisonaudit.attack.prediction import predict
 from poisonaudit.attack.rows import adjoint_gains, choose_rows

@@ -1,47 +1,61 @@
-"""What a poisoner may change: how many rows, how far, inside which box; exact projections onto that set."""
+"""What a poisoner may change: how many rows, how far, which entries, inside which box."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from poisonaudit.attack.perturbations import NormName, PerturbationSet
 from poisonaudit.errors import UsageError
 from poisonaudit.registry import unknown_name
 
 Bound = Tensor | float
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1", "l0")
 CHOICES = ("adjoint", "random")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Budget:
-    """At most `rows` (or a `share` of all) training rows move, each by `|mu_i| <= radius`, inside the box.
+    """At most `rows` (or a `share` of all) training rows move, each by `|mu_i / scale| <= radius`, inside the box.
+
+    Entries are numbered along the first axis of a row where whole numbers name them: columns of a table, channels of a
+    picture.
 
     Attributes:
         radius: largest norm of one row's perturbation, in the units of the inputs.
         rows: how many rows may be perturbed.
         share: the same as a share of the training rows in (0, 1], rounded down, at least one row.
-        norm: "linf" or "l2", of each row by itself.
+        norm: "linf", "l2", "l1" or "l0", of each row by itself; "l0" lets at most `entries` entries of a row move, each
+            by at most the radius.
         box: (lower, upper) limits of the perturbed rows, numbers or tensors that broadcast to one row; None
             for no limits. An entry outside the box already may stay or move towards it, never further away.
         choice: "adjoint" (largest first-order gain in this budget), "random" (seeded), or positions of rows.
+        entries: with "l0", how many entries of a row may move.
+        scale: unit in which the radius measures each entry, > 0, shaped like one row, or one number a column.
+        immutable: entries that stay: whole numbers, or a boolean tensor shaped like one row.
+        spacing: entries that move in whole steps, column -> step, or a tensor of steps shaped like one row with 0 for
+            entries that move freely; only with "linf" and "l0".
 
     Raises:
         UsageError: PA301 unknown norm or choice; PA360 a bad radius; PA361 a bad number or share of rows;
-            PA362 a bad box; PA363 bad positions.
+            PA362 a bad box; PA363 bad positions; PA369 bad entries, scale, immutable entries or steps.
     """
 
     radius: float
     rows: int | None = None
     share: float | None = None
-    norm: Literal["linf", "l2"] = "linf"
+    norm: NormName = "linf"
     box: tuple[Bound, Bound] | None = None
     choice: str | Tensor | Sequence[int] = "adjoint"
+    entries: int | None = None
+    scale: Tensor | Sequence[float] | None = None
+    immutable: Tensor | Sequence[int] | None = None
+    spacing: Tensor | Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.radius, int | float) and 0.0 < self.radius < math.inf):
@@ -56,6 +70,14 @@ class Budget:
         _refuse_bad_count(self.rows, self.share, None if isinstance(self.choice, str) else len(self.choice))
         if self.box is not None:
             _refuse_bad_box(self.box)
+        if (self.norm == "l0") != (self.entries is not None) or (self.entries is not None and self.entries < 1):
+            raise _refused(
+                f"norm is {self.norm!r} and entries is {self.entries}",
+                "norm 'l0' goes with a number of entries >= 1, the others with none",
+                "Pass norm='l0', entries=5, say.",
+            )
+        if self.spacing is not None and self.norm not in ("linf", "l0"):
+            raise _refused(f"spacing and norm {self.norm!r} are given", "whole steps need 'linf' or 'l0'", "Pass one.")
 
     def count(self, total: int) -> int:
         """How many of `total` training rows may be perturbed.
@@ -94,11 +116,29 @@ class Budget:
             The set, with limits shaped like `rows`.
 
         Raises:
-            UsageError: PA362, the box does not broadcast to one row.
+            UsageError: PA362, the box does not broadcast to one row; PA369, scale, steps or immutable entries
+                do not fit.
         """
+        lower, upper, outside = self._limits(rows)
+        fixed = None if self.immutable is None else _mask(self.immutable, rows)
+        if fixed is not None:
+            lower, upper = lower.masked_fill(fixed, 0.0), upper.masked_fill(fixed, 0.0)
+        return PerturbationSet(
+            lower,
+            upper,
+            float(self.radius),
+            self.norm,
+            outside,
+            scale=None if self.scale is None else _units(self.scale, rows),
+            entries=self.entries,
+            spacing=None if self.spacing is None else _steps(self.spacing, rows),
+        )
+
+    def _limits(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
+        """How far each entry may go down and up for the box, and how many rows lie outside it."""
         if self.box is None:
             infinite = torch.full_like(rows, math.inf)
-            return PerturbationSet(-infinite, infinite, float(self.radius), self.norm)
+            return -infinite, infinite, 0
         try:
             lower, upper = (
                 torch.as_tensor(bound, dtype=rows.dtype, device=rows.device).expand(rows.shape[1:]) - rows
@@ -111,15 +151,13 @@ class Budget:
                 f"the box has shapes {shapes}, one row is {tuple(rows.shape[1:])}. Give bounds like one row.",
             ) from None
         # Zero is always admissible: an entry outside the box may stay where it is or come back.
-        return PerturbationSet(
-            lower.clamp(max=0.0), upper.clamp(min=0.0), float(self.radius), self.norm, _outside(lower, upper)
-        )
+        return lower.clamp(max=0.0), upper.clamp(min=0.0), _outside(lower, upper)
 
     def describe(self) -> dict[str, Any]:
-        """JSON form: rows, share, radius, norm, box, choice."""
+        """JSON form: rows, share, radius, norm, box, choice, and what else is set."""
         box = None if self.box is None else [_plain(bound) for bound in self.box]
         choice = self.choice if isinstance(self.choice, str) else [int(position) for position in self.choice]
-        return {
+        body = {
             "rows": self.rows if isinstance(self.choice, str) else len(self.choice),
             "share": self.share,
             "radius": float(self.radius),
@@ -127,92 +165,11 @@ class Budget:
             "box": box,
             "choice": choice,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class PerturbationSet:
-    """`{ mu : |mu_i| <= radius, lower <= mu <= upper }`: a convex set per row, each containing 0.
-
-    Attributes:
-        lower: least admissible entries, <= 0, shape (k, ...).
-        upper: largest admissible entries, >= 0, shape (k, ...).
-        radius: of the norm ball of each row.
-        norm: "linf" or "l2".
-        outside: number of clean rows that lie outside the box themselves.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    radius: float
-    norm: Literal["linf", "l2"]
-    outside: int = 0
-
-    def project(self, mu: Tensor) -> Tensor:
-        """Nearest point of the set in the Euclidean norm, exactly (rows independently), shape (k, ...)."""
-        if self.norm == "linf":
-            return mu.clamp(-self.radius, self.radius).clamp(self.lower, self.upper)
-        nearest = mu.clamp(self.lower, self.upper)
-        far = nearest.flatten(1).norm(dim=1) > self.radius
-        if bool(far.any()):
-            nearest[far] = _clipped_ray(mu[far], self.lower[far], self.upper[far], self.radius)
-        return nearest
-
-    def best_linear(self, direction: Tensor) -> Tensor:
-        """`argmax <direction, mu>` over the set, exactly, (k, ...); entries with zero direction stay 0."""
-        radius = self.radius if self.norm == "linf" else math.inf
-        corner = torch.where(direction > 0, self.upper.clamp(max=radius), self.lower.clamp(min=-radius))
-        corner = torch.where(direction == 0, torch.zeros_like(corner), corner)
-        if self.norm == "l2":
-            far = corner.flatten(1).norm(dim=1) > self.radius
-            if bool(far.any()):
-                corner[far] = _clipped_ray(direction[far], self.lower[far], self.upper[far], self.radius)
-        return corner
-
-    def gain(self, direction: Tensor) -> Tensor:
-        """`max <direction_i, mu_i>` of each row, shape (k,)."""
-        return (direction * self.best_linear(direction)).flatten(1).sum(1)
-
-    def scaled(self, share: float) -> PerturbationSet:
-        """The same set shrunk towards 0 by a factor in (0, 1]."""
-        return PerturbationSet(self.lower * share, self.upper * share, self.radius * share, self.norm, self.outside)
-
-    def used(self, mu: Tensor) -> float:
-        """Largest row norm of `mu` relative to the radius, in [0, 1] for admissible mu."""
-        flat = mu.flatten(1)
-        norms = flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
-        return float(norms.max()) / self.radius
-
-    def violation(self, mu: Tensor) -> float:
-        """By how much `mu` leaves the set, in input units; 0 for admissible mu."""
-        outside = torch.maximum(self.lower - mu, mu - self.upper).max().clamp(min=0.0)
-        return max(float(outside), (self.used(mu) - 1.0) * self.radius)
-
-
-def _clipped_ray(direction: Tensor, lower: Tensor, upper: Tensor, radius: float) -> Tensor:
-    """Point of norm `radius` on the path `s -> clip(s direction, lower, upper)`, s >= 0, where there is one."""
-    # Projection and linear maximiser over ball and box both lie on such a path (optimality conditions, with
-    # s = 1 / (1 + multiplier) and s = 1 / multiplier). Its squared norm is piecewise quadratic in s and grows,
-    # with a break where an entry meets its limit: sorting the breaks gives the crossing exactly.
-    shape, flat = direction.shape, direction.flatten(1)
-    flat = flat / flat.abs().amax(1, keepdim=True)
-    limit = torch.where(flat > 0, upper.flatten(1), lower.flatten(1)).abs()
-    breaks = torch.where(flat == 0, torch.full_like(flat, math.inf), limit / flat.abs())
-    breaks, order = breaks.sort(dim=1)
-    free = flat.square().gather(1, order)
-    fixed = limit.square().gather(1, order)
-    fixed = torch.where(torch.isinf(breaks), torch.zeros_like(fixed), fixed)
-    # In front of break j entries 0..j-1 sit at their limits and j.. are still s times the direction.
-    resting = torch.cat([torch.zeros_like(fixed[:, :1]), fixed.cumsum(1)[:, :-1]], dim=1)
-    moving = free.flip(1).cumsum(1).flip(1)
-    before = resting + breaks.square() * moving
-    crossing = ((before >= radius**2) | torch.isinf(breaks)).to(torch.uint8).argmax(1, keepdim=True)
-    left = (radius**2 - resting.gather(1, crossing)).clamp(min=0.0)
-    scale = (left / moving.gather(1, crossing)).sqrt()
-    point = torch.minimum(torch.maximum(scale * flat, lower.flatten(1)), upper.flatten(1))
-    # Rounding may leave the norm a few last places too large; shrinking keeps a point of the box in the box.
-    point = point * (radius / point.norm(dim=1, keepdim=True)).clamp(max=1.0)
-    nearest: Tensor = point.reshape(shape)
-    return nearest
+        for name in ("entries", "scale", "immutable", "spacing"):
+            value = getattr(self, name)
+            if value is not None:
+                body[name] = value.tolist() if isinstance(value, Tensor) else _plain_mapping(value)
+        return body
 
 
 def _positions(choice: Tensor | Sequence[int]) -> Tensor:
@@ -268,3 +225,66 @@ def _plain(bound: Bound) -> Any:
     if bool((values == values.flatten()[0]).all()):
         return float(values.flatten()[0])
     return values.tolist()
+
+
+def _plain_mapping(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): float(step) for key, step in value.items()}
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _mask(immutable: Tensor | Sequence[int], rows: Tensor) -> Tensor:
+    """True where entries stay, shaped like one row."""
+    shape = rows.shape[1:]
+    if isinstance(immutable, Tensor) and immutable.dtype == torch.bool:
+        if immutable.shape != shape:
+            raise _refused(f"immutable is {tuple(immutable.shape)}", f"one row is {tuple(shape)}", "Give equal shapes.")
+        return immutable.to(rows.device)
+    mask = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+    for column in torch.as_tensor(immutable).tolist():
+        mask[_column(column, shape)] = True
+    return mask
+
+
+def _units(scale: Tensor | Sequence[float], rows: Tensor) -> Tensor:
+    """Units of the radius, shaped like one row."""
+    given, shape = torch.as_tensor(scale).to(rows), rows.shape[1:]
+    if given.dim() == 1 and len(shape) > 1 and len(given) == shape[0]:
+        given = given.view(-1, *[1] * (len(shape) - 1))
+    if given.dim() > len(shape) or any(
+        own not in (1, wanted) for own, wanted in zip(reversed(given.shape), reversed(shape), strict=False)
+    ):
+        raise _refused(f"scale is {tuple(given.shape)}", f"one row is {tuple(shape)}", "Give one number a column.")
+    if not bool((given > 0).all() & given.isfinite().all()):
+        raise _refused(
+            "scale holds an entry that is not positive and finite", "the radius has no unit there", "Fix it."
+        )
+    return given.expand(shape).contiguous()
+
+
+def _steps(spacing: Tensor | Mapping[int, float], rows: Tensor) -> Tensor:
+    """Step of every entry, 0 where it moves freely, shaped like one row."""
+    shape = rows.shape[1:]
+    if isinstance(spacing, Mapping):
+        steps = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
+        for column, step in spacing.items():
+            steps[_column(column, shape)] = float(step)
+    else:
+        steps = spacing.to(rows)
+    if steps.shape != shape or not bool((steps >= 0).all() & steps.isfinite().all()):
+        raise _refused(
+            f"spacing is {tuple(steps.shape)}, one row is {tuple(shape)}",
+            "steps must be finite and >= 0",
+            "Give one a column.",
+        )
+    return steps
+
+
+def _column(column: int, shape: torch.Size) -> int:
+    if isinstance(column, bool) or not isinstance(column, int) or not 0 <= column < shape[0]:
+        raise _refused(f"entry {column} is named", f"a row has entries 0..{shape[0] - 1}", "Name one of those.")
+    return column
+
+
+def _refused(got: str, expected: str, advice: str) -> UsageError:
+    return UsageError("PA369", f"{got}; {expected}. {advice}")

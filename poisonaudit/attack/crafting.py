@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poisonaudit.attack.budget import Budget, PerturbationSet
+from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.displacement import DisplacementModel, minimise_displacement
 from poisonaudit.attack.objectives import Goal, Objective, TargetGoal
 from poisonaudit.attack.outcome import TestRows
+from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison, embed
 from poisonaudit.attack.prediction import predict
 from poisonaudit.attack.rows import choose_rows

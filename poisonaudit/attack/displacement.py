@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from poisonaudit.attack.budget import PerturbationSet
+from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity import solver_for
