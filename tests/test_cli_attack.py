@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.main import cli
@@ -277,3 +278,44 @@ def test_interrupt_from_the_keyboard_exits_130_and_resumes(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "kept from before" in done.stderr and result_of(run)["retrained"]["fresh"]
+
+
+def test_columns_stay_move_in_whole_steps_and_few_at_a_time(tmp_path: Path) -> None:
+    """A table whose second column counts something and whose last is nobody's to change."""
+    generator = torch.Generator().manual_seed(0)
+    age = torch.randint(20, 80, (160,), generator=generator)
+    level = torch.rand(160, generator=generator) * 3
+    fixed = torch.rand(160, generator=generator)
+    label = ((age - 50) / 30 + level - 1.5 + 0.3 * fixed > 0).long()
+    lines = [
+        "level,age,fixed,label",
+        *(f"{a:.6f},{b},{c:.6f},{d}" for a, b, c, d in zip(level, age, fixed, label, strict=True)),
+    ]
+    (tmp_path / "people.csv").write_text("\n".join(lines) + "\n")
+    words = ["--set", f"data=csv:{tmp_path / 'people.csv'}?target=label", "--set", "model=linear", "--set", "limit=100"]
+    words += ["--set", "budget.radius=0.4", "--set", "budget.immutable=[fixed]", "--set", "budget.integer=[age]"]
+    words += ["--set", "budget.norm=l0", "--set", "budget.entries=1", "--set", "retrain.fresh=0"]
+    out = tmp_path / "run"
+    call("attack", "flip-one-tumour", *words, "--out", out)
+    stored = load_file(out / "poison.safetensors")
+    body = json.loads((out / "attack.json").read_text())
+    delta = stored["delta"].double()
+    data = load_data(f"csv:{tmp_path / 'people.csv'}?target=label", limit=100)
+    deviation = float(data.preprocessing["deviation"][1])
+    moved = delta != 0
+    assert int(moved.sum(1).max()) == 1 and not moved[:, 2].any() and moved[:, :2].any()
+    years = delta[:, 1] * deviation
+    assert torch.allclose(years, years.round(), atol=1e-4)
+    assert body["budget"]["entries"] == 1 and body["budget"]["immutable"] == ["fixed"]
+    refused = call("attack", "flip-one-tumour", *words, "--set", "budget.integer=[aje]", "--dry-run", code=2)
+    assert "PA379" in refused.stderr and "'age'" in refused.stderr
+
+
+def test_the_inner_method_of_a_recipe_is_used(tmp_path: Path) -> None:
+    bodies = {}
+    for method in ("corner", "adam"):
+        call(*WORDS, "--set", f"craft.method={method}", "--set", "retrain.fresh=0", "--out", tmp_path / method)
+        bodies[method] = result_of(tmp_path / method)
+        assert bodies[method]["retrained"]["warm"]["margin_change"] > 0
+    assert bodies["adam"]["cost"]["crafting_products"] != bodies["corner"]["cost"]["crafting_products"]
+    assert "PA" in call(*WORDS, "--set", "craft.method=adams", "--dry-run", code=2).stderr

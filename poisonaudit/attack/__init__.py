@@ -2,13 +2,21 @@
 
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.crafting import craft
-from poisonaudit.attack.displacement import DisplacementModel, minimise_displacement
+from poisonaudit.attack.inner import EstimatedMap, minimise_estimate
 from poisonaudit.attack.objectives import (
     OBJECTIVES,
+    Ball,
+    Box,
     FlipPrediction,
+    FlipPredictions,
     Goal,
+    GroupAccuracy,
+    HalfSpace,
+    MatchPredictions,
     Objective,
+    TargetRegion,
     TargetWeights,
+    ValidationLoss,
     weights_from_label_flips,
 )
 from poisonaudit.attack.outcome import outcome
@@ -19,18 +27,26 @@ from poisonaudit.attack.rows import adjoint_gains, choose_rows
 
 __all__ = [
     "OBJECTIVES",
+    "Ball",
+    "Box",
     "Budget",
-    "DisplacementModel",
+    "EstimatedMap",
     "FlipPrediction",
+    "FlipPredictions",
     "Goal",
+    "GroupAccuracy",
+    "HalfSpace",
+    "MatchPredictions",
     "Objective",
     "PerturbationSet",
     "Poison",
+    "TargetRegion",
     "TargetWeights",
+    "ValidationLoss",
     "adjoint_gains",
     "choose_rows",
     "craft",
-    "minimise_displacement",
+    "minimise_estimate",
     "outcome",
     "predict",
     "weights_from_label_flips",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.displacement import DisplacementModel, minimise_displacement
-from poisonaudit.attack.objectives import Goal, Objective, TargetGoal
+from poisonaudit.attack.inner import METHODS, EstimatedMap, MethodName, minimise_estimate
+from poisonaudit.attack.objectives import Goal, Objective
 from poisonaudit.attack.outcome import TestRows
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison, embed
@@ -19,6 +19,7 @@ from poisonaudit.attack.prediction import predict
 from poisonaudit.attack.rows import choose_rows
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
+from poisonaudit.registry import unknown_name
 from poisonaudit.sensitivity import coderivative, graphical_derivative
 from poisonaudit.training import Progress, fit
 
@@ -27,6 +28,7 @@ _HALVINGS = 2
 _FINALISTS = 4
 # An outer step that gains less than this share of the first objective is the last one.
 _ENOUGH = 1e-3
+_METHODS = ("auto", "corner", *METHODS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class _Task:
     allowed: PerturbationSet
     tolerance: float
     seed: int
+    method: str
+    max_products: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,23 +72,30 @@ def craft(
     seed: int = 0,
     *,
     steps: int = 6,
+    method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto",
+    max_products: int | None = None,
     tolerance: float = 1e-8,
     test: TestRows | None = None,
     progress: Progress | None = None,
 ) -> Poison:
     """Find a perturbation of a few training rows that moves training toward an objective.
 
-    Target weights: each step minimises `1/2 |v + H^+ B mu|^2` over the whole budget at the present point, then
-    retrains from there and linearises again. Any other objective: each step moves to the best point of a growing
-    share of the budget along the coderivative `B^T u`, `H u = -grad_w`. A step that does not help after
-    retraining is halved. What comes back is the best poison *after retraining*, not the best predicted one.
+    Each step linearises the solution map at the present point, proposes a perturbation, retrains warm from there and
+    linearises again; a step that does not help after retraining is halved. Proposals come from the inner problem
+    (`minimise_estimate`: the goal at the estimated weights, over the budget), or are the corner of the budget along the
+    coderivative `B^T u`, `H u = -grad_w`, which is exact where the goal is linear in mu. Goals that are a distance
+    (target weights or region, predictions to match) get the whole budget from the first step; others a growing share of
+    it, so that each move stays inside the reach of its linearisation. What comes back is the best poison *after
+    retraining*, not the best predicted one.
 
     Args:
         problem: clean, at a tight minimum (see `fit`).
-        objective: TargetWeights or FlipPrediction.
+        objective: one of `poisonaudit.attack.OBJECTIVES`, or your own `Objective`.
         budget: which rows, how far, inside which box.
         seed: of random rows and of power iterations; equal seeds and thread counts repeat bit for bit.
         steps: most outer linearisations.
+        method: "apg", "adam" or "lbfgsb" for the inner problem, "corner", or "auto": apg for distances, else corner.
+        max_products: most operator products of one inner problem; None for no limit.
         tolerance: relative gradient of each warm retraining.
         test: (x, y) test rows for the predicted accuracy.
         progress: called with a message and a fraction.
@@ -93,15 +104,19 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA367, steps below 1.
+        UsageError: PA367, steps below 1; PA301, no method has that name.
     """
     if steps < 1:
         raise UsageError("PA367", f"steps is {steps}; at least one linearisation is needed. Pass steps=6.")
+    if method not in _METHODS:
+        raise unknown_name(str(method), _METHODS, "crafting method")
     begun = time.perf_counter()
     goal = objective.bind(problem)
+    if method == "auto":
+        method = "apg" if goal.is_distance else "corner"
     rows = choose_rows(problem, goal, budget, seed)
     allowed = budget.around(problem.x[rows])
-    task = _Task(problem, goal, rows, allowed, tolerance, seed)
+    task = _Task(problem, goal, rows, allowed, tolerance, seed, method, max_products)
     current = _Point(torch.zeros_like(problem.x[rows]), problem, goal.value(problem.weights))
     history = [_entry(0, current, _Trial(current, current.value, None, True, 0), 0.0, 0, begun)]
     best, reached, products = current, [current], 0
@@ -123,8 +138,8 @@ def craft(
             current = trial.point
             reached.append(current)
             best = current if current.value < best.value else best
-        # Target weights are aimed at with the whole budget from the first step on; other goals from the middle on.
-        whole = step > steps // 2 or isinstance(goal, TargetGoal)
+        # Distances are worked on with the whole budget from the first step on; other goals from the middle on.
+        whole = step > steps // 2 or goal.is_distance
         if whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"]):
             break
     best, notes = _select(task, reached)
@@ -147,16 +162,25 @@ def craft(
 
 def _propose(task: _Task, current: _Point, step: int, steps: int) -> tuple[Tensor, int]:
     """The perturbation that the linear model at the current point calls best, and the products it took."""
-    if isinstance(task.goal, TargetGoal):
-        offset = current.problem.weights - task.goal.target
-        model = DisplacementModel(current.problem, task.rows, offset)
-        found = minimise_displacement(model, task.allowed, current.delta, seed=task.seed)
-        return found.mu, found.products
     # A share of the budget that grows with the steps keeps each move inside the reach of its linearisation; the
     # second half of the steps has the whole budget.
-    share = min(1.0, 2 * step / (steps + 1))
-    slope = coderivative(current.problem, task.goal.gradient(current.problem.weights))
-    return task.allowed.scaled(share).best_linear(-slope.value[task.rows]), slope.products
+    share = 1.0 if task.goal.is_distance else min(1.0, 2 * step / (steps + 1))
+    allowed = task.allowed if share == 1.0 else task.allowed.scaled(share)
+    if task.method == "corner":
+        slope = coderivative(current.problem, task.goal.gradient(current.problem.weights))
+        return allowed.best_linear(-slope.value[task.rows]), slope.products
+    model = EstimatedMap(current.problem, task.rows)
+    # Whole steps and few entries are relaxed here; `craft` moves to the nearest admissible point.
+    found = minimise_estimate(
+        model,
+        task.goal,
+        allowed.relaxed(),
+        current.delta,
+        method=cast(MethodName, task.method),
+        max_products=task.max_products,
+        seed=task.seed,
+    )
+    return found.mu, found.products
 
 
 def _advance(task: _Task, current: _Point, delta: Tensor) -> _Trial:

@@ -54,13 +54,13 @@ class PerturbationSet:
         if self.norm != "l0":
             return dataclasses.replace(self, spacing=None)
         assert self.entries is not None
-        low, high = self._limits()
+        low, high = self.limits()
         total = self.radius * self.entries
         return dataclasses.replace(self, lower=low, upper=high, norm="l1", radius=total, entries=None, spacing=None)
 
     def project(self, mu: Tensor) -> Tensor:
         """Nearest point of the set in the Euclidean norm, exactly (rows independently), shape (k, ...)."""
-        low, high = self._limits()
+        low, high = self.limits()
         nearest = self._on_grid(mu.clamp(low, high))
         if self.norm == "linf":
             return nearest
@@ -128,7 +128,7 @@ class PerturbationSet:
             beyond = max(beyond, float((beside - slack).max()))
         return max(beyond, 0.0)
 
-    def _limits(self) -> tuple[Tensor, Tensor]:
+    def limits(self) -> tuple[Tensor, Tensor]:
         """Least and largest value of every entry, the norm's own bound on a single entry included, on the grid."""
         low, high = self.lower, self.upper
         if self.norm in ("linf", "l0"):
@@ -143,7 +143,7 @@ class PerturbationSet:
 
     def _reach(self, direction: Tensor) -> Tensor:
         """How far each entry may go where `direction` draws it, (k, d)."""
-        low, high = self._limits()
+        low, high = self.limits()
         return torch.where(direction > 0, high, -low).flatten(1)
 
     def _on_grid(self, mu: Tensor) -> Tensor:

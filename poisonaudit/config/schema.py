@@ -149,10 +149,14 @@ class BudgetConfig:
 
     rows: Count | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     radius: Radius
+    entries: Count | None = None
     box: Literal["data", "none"] | tuple[float, float] = "data"
     choice: Literal["adjoint", "random"] | tuple[int, ...] = "adjoint"
+    immutable: tuple[int | Text, ...] = ()
+    integer: tuple[int | Text, ...] = ()
+    scale: dict[Text, Positive] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_amount(self) -> BudgetConfig:
@@ -161,6 +165,8 @@ class BudgetConfig:
             raise ValueError("give exactly one of rows (a count), share (of all rows) and choice (row ids)")
         if isinstance(self.box, tuple) and not self.box[0] < self.box[1]:
             raise ValueError("box must be [lower, upper] with lower < upper")
+        if (self.norm == "l0") != (self.entries is not None):
+            raise ValueError("entries (how many entries of a row may move) goes with norm l0, and with no other")
         return self
 
 
@@ -169,6 +175,8 @@ class CraftConfig:
     """How long the poison is worked on."""
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 6
+    method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto"
+    max_products: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)

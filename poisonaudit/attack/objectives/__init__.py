@@ -1,21 +1,47 @@
 """What a poisoner may want, one objective per file."""
 
-from poisonaudit.attack.objectives.base import Goal, Objective
-from poisonaudit.attack.objectives.flip_prediction import FlipGoal, FlipPrediction
+from poisonaudit.attack.objectives.base import Goal, Objective, SurrogateGoal
+from poisonaudit.attack.objectives.flip_prediction import FlipGoal, FlipPrediction, FlipPredictions, FlipsGoal
+from poisonaudit.attack.objectives.group_accuracy import GroupAccuracy, GroupGoal
+from poisonaudit.attack.objectives.match_predictions import MatchGoal, MatchPredictions
+from poisonaudit.attack.objectives.target_region import Ball, Box, HalfSpace, RegionGoal, TargetRegion
 from poisonaudit.attack.objectives.target_weights import TargetGoal, TargetWeights, weights_from_label_flips
+from poisonaudit.attack.objectives.validation_loss import LossGoal, ValidationLoss
 
-OBJECTIVES: dict[str, type[TargetWeights] | type[FlipPrediction]] = {
-    TargetWeights.kind: TargetWeights,
-    FlipPrediction.kind: FlipPrediction,
+OBJECTIVES: dict[str, type[Objective]] = {
+    each.kind: each
+    for each in (
+        TargetWeights,
+        TargetRegion,
+        MatchPredictions,
+        FlipPrediction,
+        FlipPredictions,
+        ValidationLoss,
+        GroupAccuracy,
+    )
 }
 
 __all__ = [
     "OBJECTIVES",
+    "Ball",
+    "Box",
     "FlipGoal",
     "FlipPrediction",
+    "FlipPredictions",
+    "FlipsGoal",
     "Goal",
+    "GroupAccuracy",
+    "GroupGoal",
+    "HalfSpace",
+    "LossGoal",
+    "MatchGoal",
+    "MatchPredictions",
     "Objective",
+    "RegionGoal",
+    "SurrogateGoal",
     "TargetGoal",
+    "TargetRegion",
     "TargetWeights",
+    "ValidationLoss",
     "weights_from_label_flips",
 ]

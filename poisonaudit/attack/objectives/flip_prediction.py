@@ -1,7 +1,8 @@
-"""Flip the prediction of one chosen test row: raise the logit of a wanted class above all others."""
+"""Flip the prediction of one chosen test row, or of several: raise the logit of a wanted class above all others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.attack.objectives.base import SurrogateGoal, fitting_labels, fitting_rows, margins
+from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 
+Surrogate = Literal["margin", "cross_entropy"]
 SURROGATES = ("margin", "cross_entropy")
 
 
@@ -32,7 +35,7 @@ class FlipPrediction:
 
     x: Tensor
     label: int
-    surrogate: Literal["margin", "cross_entropy"] = "margin"
+    surrogate: Surrogate = "margin"
 
     kind = "flip"
 
@@ -53,27 +56,11 @@ class FlipPrediction:
             InputRefused: PA211, the row's shape or the model's outputs do not fit; PA210, it is not finite.
             UsageError: PA366, no such class.
         """
-        row = self.x.detach().to(problem.x)
-        row = row[None] if row.shape == problem.x.shape[1:] else row
-        if row.shape != (1, *problem.x.shape[1:]):
-            raise InputRefused(
-                "PA211",
-                f"the row to flip is {tuple(self.x.shape)}, a training row {tuple(problem.x.shape[1:])}. "
-                "Give one row of that shape.",
-            )
-        if not bool(torch.isfinite(row).all()):
-            raise InputRefused("PA210", "the row to flip holds NaN or infinite entries. Pass another row.")
-        with torch.no_grad():
-            outputs = problem.outputs(x=row)
-        if outputs.dim() != 2 or outputs.shape[1] < 2:
-            raise InputRefused(
-                "PA211",
-                f"the model gives outputs {tuple(outputs.shape)} for one row; a flip needs two classes. "
-                "Use target weights for regression.",
-            )
-        if not 0 <= self.label < outputs.shape[1]:
-            raise UsageError("PA366", f"class {self.label} is wanted, the model has {outputs.shape[1]} classes.")
-        return FlipGoal(problem, row, int(self.label), self.surrogate)
+        x = self.x if self.x.shape == problem.x.shape[1:] else self.x.squeeze(0)
+        row = fitting_rows(problem, x if x.shape == problem.x.shape[1:] else self.x[:0], "the row to flip")
+        return FlipGoal(
+            problem, row, fitting_labels(problem, row, [int(self.label)], "the wanted class"), self.surrogate
+        )
 
     def describe(self) -> dict[str, Any]:
         """JSON form: kind, wanted class, surrogate."""
@@ -81,41 +68,88 @@ class FlipPrediction:
 
 
 @dataclass(frozen=True, eq=False)
-class FlipGoal:
+class FlipPredictions:
+    """Several test rows and the classes wanted for them, by one poison.
+
+    Attributes:
+        x: rows (m, ...).
+        labels: wanted classes (m,).
+        surrogate: see `FlipPrediction`; "margin" counts a row no further than `enough` beyond its flip.
+        success_at: share of the rows that has to be flipped.
+        enough: margin beyond which a row counts as won.
+
+    Raises:
+        UsageError: PA301, no surrogate has that name; PA375, success_at or enough is out of range.
+    """
+
+    x: Tensor
+    labels: Tensor | Sequence[int]
+    surrogate: Surrogate = "margin"
+    success_at: float = 1.0
+    enough: float = 1.0
+
+    kind = "flips"
+
+    def __post_init__(self) -> None:
+        if self.surrogate not in SURROGATES:
+            raise unknown_name(str(self.surrogate), SURROGATES, "surrogate")
+        if not 0.0 < self.success_at <= 1.0 or not self.enough >= 0.0:
+            raise UsageError(
+                "PA375",
+                f"success_at is {self.success_at} and enough is {self.enough}; a share in (0, 1] and a margin >= 0 are "
+                "needed. Leave them out for 1 and 1.",
+            )
+
+    def bind(self, problem: Problem) -> FlipsGoal:
+        """The objective at a clean trained problem.
+
+        Args:
+            problem: clean, at wbar.
+
+        Returns:
+            The bound objective.
+
+        Raises:
+            InputRefused: PA211, rows, labels or the model's outputs do not fit; PA210, a row is not finite.
+            UsageError: PA366, no such class.
+        """
+        rows = fitting_rows(problem, self.x, "the rows to flip")
+        labels = fitting_labels(problem, rows, self.labels, "the wanted classes")
+        return FlipsGoal(problem, rows, labels, self.surrogate, self.success_at, self.enough)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON form: kind, wanted classes, surrogate, success_at."""
+        wanted = torch.as_tensor(self.labels).tolist()
+        return {"kind": self.kind, "wanted": wanted, "surrogate": self.surrogate, "success_at": self.success_at}
+
+
+@dataclass(frozen=True, eq=False)
+class FlipGoal(SurrogateGoal):
     """The margin of one row at the clean problem's model.
 
     Attributes:
         problem: gives the model.
         row: (1, ...).
-        label: wanted class.
-        surrogate: "margin" or "cross_entropy".
+        label: wanted class, (1,).
+        kind_of_surrogate: "margin" or "cross_entropy".
     """
 
     problem: Problem
     row: Tensor
-    label: int
-    surrogate: str
+    label: Tensor
+    kind_of_surrogate: Surrogate
 
-    def value(self, weights: Tensor) -> float:
-        """The surrogate: minus the margin, or the cross-entropy to the wanted class."""
-        with torch.no_grad():
-            return float(self._surrogate(self.logits(weights)))
-
-    def gradient(self, weights: Tensor) -> Tensor:
-        """Gradient of the surrogate in the weights, (p,)."""
-        point = weights.detach().clone().requires_grad_(True)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self._surrogate(self.logits(point)), point)
-        return gradient
-
-    def logits(self, weights: Tensor) -> Tensor:
-        """Outputs for the row, (classes,)."""
-        return self.problem.outputs(weights, self.row)[0]
+    def surrogate(self, weights: Tensor) -> Tensor:
+        """Minus the margin, or the cross-entropy to the wanted class."""
+        logits = self.problem.outputs(weights, self.row)
+        if self.kind_of_surrogate == "margin":
+            return -margins(logits, self.label)[0]
+        return functional.cross_entropy(logits, self.label)
 
     def margin(self, weights: Tensor) -> float:
         """Logit of the wanted class minus the largest other one; positive once flipped."""
         with torch.no_grad():
-            return -float(self._shortfall(self.logits(weights)))
+            return float(margins(self.problem.outputs(weights, self.row), self.label)[0])
 
     def success(self, weights: Tensor) -> bool | None:
         """The model predicts the wanted class."""
@@ -124,32 +158,87 @@ class FlipGoal:
     def figures(self, weights: Tensor, reference: Tensor) -> dict[str, Any]:
         """Margin, its change from `reference`, prediction, success."""
         margin = self.margin(weights)
-        with torch.no_grad():
-            prediction = int(self.logits(weights).argmax())
         return {
             "margin": margin,
             "margin_change": margin - self.margin(reference),
-            "prediction": prediction,
+            "prediction": self._prediction(weights),
             "success": margin > 0.0,
         }
 
     def describe(self) -> dict[str, Any]:
         """JSON form: kind, wanted class, surrogate, the clean model's margin and prediction."""
-        with torch.no_grad():
-            prediction = int(self.logits(self.problem.weights).argmax())
         return {
             "kind": FlipPrediction.kind,
-            "wanted": self.label,
-            "surrogate": self.surrogate,
+            "wanted": int(self.label),
+            "surrogate": self.kind_of_surrogate,
             "clean_margin": self.margin(self.problem.weights),
-            "clean_prediction": prediction,
+            "clean_prediction": self._prediction(self.problem.weights),
         }
 
-    def _shortfall(self, logits: Tensor) -> Tensor:
-        others = torch.arange(len(logits), device=logits.device) != self.label
-        return logits[others].max() - logits[self.label]
+    def _prediction(self, weights: Tensor) -> int:
+        with torch.no_grad():
+            return int(self.problem.outputs(weights, self.row)[0].argmax())
 
-    def _surrogate(self, logits: Tensor) -> Tensor:
-        if self.surrogate == "margin":
-            return self._shortfall(logits)
-        return functional.cross_entropy(logits[None], torch.tensor([self.label], device=logits.device))
+
+@dataclass(frozen=True, eq=False)
+class FlipsGoal(SurrogateGoal):
+    """The margins of several rows at the clean problem's model.
+
+    Attributes:
+        problem: gives the model.
+        rows: (m, ...).
+        labels: wanted classes (m,).
+        kind_of_surrogate: "margin" or "cross_entropy".
+        success_at: share of rows that counts as success.
+        enough: margin beyond which a row counts as won.
+    """
+
+    problem: Problem
+    rows: Tensor
+    labels: Tensor
+    kind_of_surrogate: Surrogate
+    success_at: float
+    enough: float
+
+    def surrogate(self, weights: Tensor) -> Tensor:
+        """Mean over the rows: minus the margin, at least `-enough`, or the cross-entropy to the wanted class."""
+        logits = self.problem.outputs(weights, self.rows)
+        if self.kind_of_surrogate == "margin":
+            return (-margins(logits, self.labels)).clamp(min=-self.enough).mean()
+        return functional.cross_entropy(logits, self.labels)
+
+    def success(self, weights: Tensor) -> bool | None:
+        """At least the wanted share of the rows is flipped."""
+        return self._flipped(weights) >= self.success_at * len(self.rows) - 1e-9
+
+    def figures(self, weights: Tensor, reference: Tensor) -> dict[str, Any]:
+        """Margins (mean and each), change of the mean from `reference`, predictions, number and share flipped."""
+        margin, flipped = self._margins(weights), self._flipped(weights)
+        with torch.no_grad():
+            predictions = self.problem.outputs(weights, self.rows).argmax(1).tolist()
+        return {
+            "margin": float(margin.mean()),
+            "margin_change": float((margin - self._margins(reference)).mean()),
+            "margins": margin.tolist(),
+            "predictions": predictions,
+            "flipped": flipped,
+            "flipped_share": flipped / len(self.rows),
+            "success": self.success(weights),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """JSON form: kind, wanted classes, surrogate, success_at, the clean model's margins."""
+        return {
+            "kind": FlipPredictions.kind,
+            "wanted": self.labels.tolist(),
+            "surrogate": self.kind_of_surrogate,
+            "success_at": self.success_at,
+            "clean_margins": self._margins(self.problem.weights).tolist(),
+        }
+
+    def _margins(self, weights: Tensor) -> Tensor:
+        with torch.no_grad():
+            return margins(self.problem.outputs(weights, self.rows), self.labels)
+
+    def _flipped(self, weights: Tensor) -> int:
+        return int((self._margins(weights) > 0).sum())

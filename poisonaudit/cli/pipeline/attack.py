@@ -225,7 +225,15 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
         return stored_poison(folder, victim, budget, objective)
     report.stage("crafting")
     poison = craft(
-        victim.problem, objective, budget, config.seed, steps=config.craft.steps, test=victim.test, progress=report
+        victim.problem,
+        objective,
+        budget,
+        config.seed,
+        steps=config.craft.steps,
+        method=config.craft.method,
+        max_products=config.craft.max_products,
+        test=victim.test,
+        progress=report,
     )
     for note in poison.notes:
         report.note(f"crafting: {note}")

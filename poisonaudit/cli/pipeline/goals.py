@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,70 @@ Objective = TargetWeights | FlipPrediction
 
 
 def make_budget(config: BudgetConfig, victim: Victim) -> Budget:
-    """The budget, with row ids turned into positions and `box: data` into the data's bounds."""
+    """The budget, with row ids turned into positions, columns into numbers and `box: data` into the data's bounds."""
     box: tuple[Any, Any] | None = None
     if config.box == "data":
         box = victim.data.box
     elif config.box != "none":
         box = (float(config.box[0]), float(config.box[1]))
     choice = positions_of(config.choice, victim) if isinstance(config.choice, tuple) else config.choice
-    return Budget(rows=config.rows, share=config.share, radius=config.radius, norm=config.norm, box=box, choice=choice)
+    return Budget(
+        rows=config.rows,
+        share=config.share,
+        radius=config.radius,
+        norm=config.norm,
+        box=box,
+        choice=choice,
+        entries=config.entries,
+        immutable=columns_of(config.immutable, victim) or None,
+        spacing={column: unit_step(column, victim) for column in columns_of(config.integer, victim)} or None,
+        scale=_scale(config.scale, victim),
+    )
+
+
+def columns_of(names: Sequence[int | str], victim: Victim) -> list[int]:
+    """Columns of a table, or channels of pictures, by number or by name.
+
+    Args:
+        names: numbers or, for tables, names of columns.
+        victim: gives them.
+
+    Returns:
+        Numbers along the first axis of a row.
+
+    Raises:
+        UsageError: PA379, there is no such column or channel.
+    """
+    count = victim.data.input_shape[0]
+    known = victim.data.feature_names if len(victim.data.input_shape) == 1 else ()
+    found = []
+    for name in names:
+        if isinstance(name, str) and name not in known:
+            raise unknown_name(name, known, "column", code="PA379")
+        number = known.index(name) if isinstance(name, str) else name
+        if not 0 <= number < count:
+            raise UsageError("PA379", f"column {number} is named, a row has 0..{count - 1}. Name one of those.")
+        found.append(number)
+    return found
+
+
+def unit_step(column: int, victim: Victim) -> float:
+    """What a step of 1 in the source's own unit is in the problem's unit: 1 over what the loader divided by."""
+    done = victim.data.preprocessing
+    deviation = done.get("deviation")
+    if deviation is not None:
+        return 1.0 / float(deviation[column])
+    return 1.0 / float(done.get("divide_by", 1.0))
+
+
+def _scale(scale: Mapping[str, float], victim: Victim) -> list[float] | None:
+    if not scale:
+        return None
+    units = [1.0] * victim.data.input_shape[0]
+    for name, unit in scale.items():
+        (column,) = columns_of([int(name) if name.isdigit() else name], victim)
+        units[column] = unit
+    return units
 
 
 def check_flip(config: FlipConfig, victim: Victim) -> None:

@@ -6,8 +6,17 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from poisonaudit.attack import Budget, DisplacementModel, FlipPrediction, adjoint_gains, choose_rows
-from poisonaudit.attack.displacement import minimise_displacement
+from poisonaudit.attack import (
+    Budget,
+    EstimatedMap,
+    FlipPrediction,
+    TargetWeights,
+    ValidationLoss,
+    adjoint_gains,
+    choose_rows,
+    minimise_estimate,
+)
+from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.training import fit
 
@@ -41,8 +50,16 @@ ROWS = torch.tensor([2, 5, 11, 30])
 
 @pytest.fixture
 def model(problem):
+    return EstimatedMap(problem, ROWS)
+
+
+@pytest.fixture(scope="module")
+def target(problem):
     rng = torch.Generator().manual_seed(3)
-    return DisplacementModel(problem, ROWS, -torch.randn(problem.size, generator=rng, dtype=torch.float64))
+    return TargetWeights(problem.weights + torch.randn(problem.size, generator=rng, dtype=torch.float64)).bind(problem)
+
+
+NOTHING = torch.zeros(4, 5, dtype=torch.float64)
 
 
 def test_step_and_adjoint_equal_the_dense_matrices(problem, dense, model):
@@ -55,62 +72,76 @@ def test_step_and_adjoint_equal_the_dense_matrices(problem, dense, model):
     torch.testing.assert_close(model.adjoint(r).flatten(), matrix.T @ r, rtol=1e-7, atol=1e-9)
 
 
-def test_gradient_matches_finite_differences_of_the_objective(model):
-    rng = torch.Generator().manual_seed(5)
-    mu = 0.1 * torch.randn(4, 5, generator=rng, dtype=torch.float64)
-    gradient = model.gradient(mu)
-    for _ in range(5):
-        d, h = torch.randn(4, 5, generator=rng, dtype=torch.float64), 1e-5
-        found = (model.value(mu + h * d) - model.value(mu - h * d)) / (2 * h)
-        assert found == pytest.approx(float((gradient * d).sum()), rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_minimiser_agrees_with_a_general_solver_and_its_bound_is_sound(problem, dense, model, norm):
+def reference(problem, dense, goal, allowed, norm):
+    """Least goal at the estimated weights by SciPy on dense matrices."""
     hessian, mixed = dense
-    matrix = -torch.linalg.solve(hessian, mixed[:, ROWS].flatten(1)).numpy()
-    offset = model.offset.numpy()
-    allowed = Budget(radius=0.3, rows=4, norm=norm, box=(0.0, 1.0)).around(problem.x[ROWS])
-    found = minimise_displacement(model, allowed, torch.zeros(4, 5, dtype=torch.float64), accuracy=1e-6)
+    matrix = -torch.linalg.solve(hessian, mixed[:, ROWS].flatten(1))
 
     def value(mu):
-        r = offset + matrix @ mu
-        return 0.5 * r @ r, matrix.T @ r
+        weights = problem.weights + matrix @ torch.from_numpy(mu)
+        return goal.value(weights), (matrix.T @ goal.gradient(weights)).numpy()
 
     low, high = allowed.lower.flatten().numpy(), allowed.upper.flatten().numpy()
     if norm == "linf":
-        low, high = np.maximum(low, -0.3), np.minimum(high, 0.3)
-        best = minimize(value, np.zeros(20), jac=True, bounds=list(zip(low, high, strict=True)), tol=1e-14).fun
-    else:
-        ball = {
-            "type": "ineq",
-            "fun": lambda mu: 0.09 - (mu.reshape(4, 5) ** 2).sum(1),
-            "jac": lambda mu: -2 * np.stack([np.where(np.arange(20) // 5 == i, mu, 0) for i in range(4)]),
-        }
-        best = minimize(
-            value,
-            np.zeros(20),
-            jac=True,
-            bounds=list(zip(low, high, strict=True)),
-            constraints=ball,
-            method="SLSQP",
-            options={"ftol": 1e-13, "maxiter": 1000},
-        ).fun
-    start = 0.5 * offset @ offset
+        low, high = np.maximum(low, -allowed.radius), np.minimum(high, allowed.radius)
+        return minimize(value, np.zeros(20), jac=True, bounds=list(zip(low, high, strict=True)), tol=1e-14).fun
+    ball = {
+        "type": "ineq",
+        "fun": lambda mu: allowed.radius**2 - (mu.reshape(4, 5) ** 2).sum(1),
+        "jac": lambda mu: -2 * np.stack([np.where(np.arange(20) // 5 == i, mu, 0) for i in range(4)]),
+    }
+    return minimize(
+        value,
+        np.zeros(20),
+        jac=True,
+        bounds=list(zip(low, high, strict=True)),
+        constraints=ball,
+        method="SLSQP",
+        options={"ftol": 1e-13, "maxiter": 1000},
+    ).fun
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apg_agrees_with_a_general_solver_and_its_bound_is_sound(problem, dense, model, target, norm):
+    allowed = Budget(radius=0.3, rows=4, norm=norm, box=(0.0, 1.0)).around(problem.x[ROWS])
+    found = minimise_estimate(model, target, allowed, NOTHING, accuracy=1e-6)
+    best = reference(problem, dense, target, allowed, norm)
+    start = target.value(problem.weights)
     assert allowed.violation(found.mu) <= 1e-12
     assert found.value == pytest.approx(best, abs=2e-6 * start)
     assert found.lower_bound <= best + 1e-8 * start
     assert found.value - found.lower_bound <= 1e-6 * start
     assert found.ended == "gap reached"
-    assert model.value(found.mu) == pytest.approx(found.value, rel=1e-9)
+    assert target.value(problem.weights + model.step(found.mu)) == pytest.approx(found.value, rel=1e-9)
 
 
-def test_product_limit_is_kept(problem, model):
+@pytest.mark.parametrize("method", ["apg", "adam", "lbfgsb"])
+@pytest.mark.parametrize("name", ["target", "loss"])
+def test_methods_agree_on_the_same_inner_problem(problem, dense, model, target, method, name):
+    goal = target if name == "target" else ValidationLoss(problem.x[:8], problem.y[:8]).bind(problem)
+    allowed = Budget(radius=0.2, rows=4, box=(0.0, 1.0)).around(problem.x[ROWS])
+    found = minimise_estimate(model, goal, allowed, NOTHING, method=method, accuracy=1e-5)
+    start, best = goal.value(problem.weights), reference(problem, dense, goal, allowed, "linf")
+    assert allowed.violation(found.mu) <= 1e-12 and found.products > 0
+    assert start - found.value >= 0.97 * (start - best) > 0
+    assert (found.lower_bound is None) == (method != "apg" or name == "loss")
+
+
+@pytest.mark.parametrize("method", ["apg", "adam", "lbfgsb"])
+def test_product_limit_is_kept(problem, model, target, method):
     allowed = Budget(radius=0.3, rows=4).around(problem.x[ROWS])
-    found = minimise_displacement(
-        model, allowed, torch.zeros(4, 5, dtype=torch.float64), accuracy=1e-12, max_products=20
-    )
+    found = minimise_estimate(model, target, allowed, NOTHING, method=method, accuracy=1e-12, max_products=20)
     assert found.ended == "product limit" and found.products <= 24
+
+
+def test_sets_a_method_does_not_take_are_refused(problem, model, target):
+    rows = problem.x[ROWS]
+    few = Budget(radius=0.3, rows=4, norm="l0", entries=2).around(rows)
+    for allowed, method in ((few, "apg"), (Budget(radius=0.3, rows=4, norm="l2").around(rows), "lbfgsb")):
+        with pytest.raises(UsageError, match="PA378"):
+            minimise_estimate(model, target, allowed, NOTHING, method=method)
+    with pytest.raises(UsageError, match=r"PA301 .*'apg'"):
+        minimise_estimate(model, target, few.relaxed(), NOTHING, method="agp")
 
 
 def test_adjoint_gains_equal_the_dense_formula_and_choose_the_top(problem, dense):
