@@ -9,7 +9,7 @@ import torch
 from conftest import LinearRows, mlp
 from torch import nn
 
-from poisonaudit import Problem, fit, lipschitz_modulus, row_moduli, theorem2_moduli
+from poisonaudit import Problem, fit, graphical_derivative, lipschitz_modulus, row_moduli, theorem2_moduli
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import dense_hessian, dense_mixed
 
@@ -79,6 +79,32 @@ def test_a_duplicated_row_of_an_interpolating_net_is_found(seed: int, form: str)
     x[1] += 0.5
     apart = Problem(module, "half_squared", x, module(x).detach())
     assert lipschitz_modulus(apart).finite and bool(row_moduli(apart).isfinite().all())
+
+
+@pytest.mark.parametrize("seed", [11, 16, 24])
+def test_a_kink_nearby_is_no_change_of_rank(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    x = torch.randn(3, 2, dtype=torch.float64)
+    with torch.no_grad():  # unit 0 is 2e-4 below its kink at row 0
+        net[0].bias[0] = -(net[0].weight[0] @ x[0]) - 2e-4
+    problem = Problem(net, "half_squared", x, net(x).detach())
+    mu = torch.zeros_like(x)
+    mu[0] = 1e-7
+    assert graphical_derivative(problem, mu).validity.ok
+    assert row_moduli(problem, form="weights").tolist() == pytest.approx(
+        row_moduli(problem, form="samples").tolist(), rel=1e-6
+    )
+
+
+def test_a_row_that_only_rounding_moves_is_not_infinite() -> None:
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(5)
+    x, y = torch.randn(14, 2, dtype=torch.float64), torch.randint(0, 3, (14,), generator=generator)
+    problem = fit(Problem(nn.Linear(2, 3).double(), "cross_entropy", x, y)).problem
+    moduli = row_moduli(problem)
+    assert bool(moduli.isfinite().all()) and float(moduli.max()) <= lipschitz_modulus(problem).value * (1 + 1e-6)
+    assert math.isfinite(lipschitz_modulus(problem, torch.tensor([7])).value)
 
 
 def test_interpolating_net_with_a_kernel_is_finite() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity.curvature import KernelCurvature, kernel_is_trivial
-from poisonaudit.validity import PHI_LIMIT
+from poisonaudit.validity import PHI_LIMIT, activation_changes
 
 # Between the exponents 2 and 3 of the length.
 _EXPONENT = 2.5
@@ -61,7 +61,7 @@ def kernel_response(problem: Problem, solver: KernelCurvature, mu: Tensor, displ
     Returns:
         What was found.
     """
-    last = KernelResponse(None, None, "")
+    last, suspect = KernelResponse(None, None, ""), None
     length, moved = float(mu.norm()), (mu.reshape(len(mu), -1) != 0).any(1)
     if kernel_is_trivial(solver) or not 0.0 < length < float("inf"):
         return last
@@ -73,6 +73,10 @@ def kernel_response(problem: Problem, solver: KernelCurvature, mu: Tensor, displ
     # What the solve left over is of first order, and no sign of anything.
     still, first = kept.gradient, kept.hessian(displacement) + kept.mixed(mu)
     for _ in range(_LEVELS):
+        if activation_changes(problem, step * mu, step * displacement):
+            # A kink inside the step is no change of rank; a shorter one may miss it.
+            step *= _SHORTER
+            continue
         points = [(problem.weights + t * displacement, problem.x + t * mu) for t in (step, 0.5 * step)]
         # Rounding the weights otherwise shows how much of the answer is rounding.
         points += [(points[1][0] * (1 + 2 * scale * draw), points[1][1]) for draw in draws]
@@ -92,10 +96,15 @@ def kernel_response(problem: Problem, solver: KernelCurvature, mu: Tensor, displ
             bent = float(direction @ Linearisation(problem.at(weights).with_data(x)).hessian(direction))
             share = whole / max(abs(bent), 1e-300) / max(step * float(displacement.norm()), 1e-300)
             if share > PHI_LIMIT:
-                return KernelResponse(exponent, share, _words(exponent, share))
+                if suspect is not None:
+                    return suspect
+                # A shorter step has to say the same, or fall below rounding: kinks in functions are not seen above.
+                suspect = KernelResponse(exponent, share, _words(exponent, share))
             last = KernelResponse(exponent, share, "")
+        else:
+            suspect = None
         step *= _SHORTER
-    return last
+    return last if suspect is None else suspect
 
 
 def _words(exponent: float, share: float) -> str:

@@ -14,6 +14,7 @@ from poisonaudit.errors import UsageError
 from poisonaudit.operators import Linearisation, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.results import Validity
+from poisonaudit.sensitivity.approximation import hessian_ends
 from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
 from poisonaudit.sensitivity.sample_space import SampleCurvature, SampleSpace
@@ -196,6 +197,20 @@ def tried(
     return test.bounded, test.reason, evidence
 
 
+def rounding_of_mixed(problem: Problem) -> float:
+    """Size below which a `B_k` is rounding: what an input's last digits do to a gradient of the problem's scale.
+
+    Args:
+        problem: the point.
+
+    Returns:
+        `100 eps lambda_max |w|` over the largest norm of a row.
+    """
+    length = float(problem.x.reshape(problem.rows, -1).norm(dim=1).max())
+    scale = max(map(abs, hessian_ends(problem))) * float(problem.weights.norm())
+    return 100.0 * torch.finfo(problem.dtype).eps * scale / max(length, 1e-300)
+
+
 def bidiagonalise(
     problem: Problem, part: Linearisation, solver: Curvature, seed: int, progress: Progress | None = None
 ) -> tuple[SingularValue, float]:
@@ -252,7 +267,7 @@ def bidiagonalise(
 
     rough = {**settings, "accuracy": 1e-3, "width": math.inf}
     whole = largest_singular_value(lambda mu: mixed(mu).double(), back, problem.size, columns, **rough).value
-    if whole == 0.0:
+    if whole <= rounding_of_mixed(problem):
         return found, 0.0
     escaped = largest_singular_value(
         outside,

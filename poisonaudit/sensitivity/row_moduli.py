@@ -12,7 +12,7 @@ from poisonaudit.errors import UntrustedNumber
 from poisonaudit.operators import Linearisation, dense_mixed, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
-from poisonaudit.sensitivity.modulus import RANGE_LIMIT, bidiagonalise
+from poisonaudit.sensitivity.modulus import RANGE_LIMIT, bidiagonalise, rounding_of_mixed
 from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
 from poisonaudit.sensitivity.sample_space import SampleCurvature
 from poisonaudit.sensitivity.stability import rank_changes
@@ -156,7 +156,7 @@ def _by_columns(problem: Problem, rows: Tensor, solver: Curvature) -> Tensor:
 
 
 def _infinite_outside(moduli: Tensor, outside: Tensor, whole: Tensor, problem: Problem) -> Tensor:
-    leaves = (outside > RANGE_LIMIT[problem.dtype] * whole) & (whole > 0)
+    leaves = (outside > RANGE_LIMIT[problem.dtype] * whole) & (whole > rounding_of_mixed(problem))
     return torch.where(leaves, torch.full_like(moduli, math.inf), moduli)
 
 
