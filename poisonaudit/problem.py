@@ -212,14 +212,19 @@ def _first_outputs(problem: Problem) -> Tensor:
     try:
         outputs = problem.outputs()
     except (RuntimeError, TypeError, ValueError, IndexError) as trouble:
-        first = str(trouble).strip().splitlines()[0] if str(trouble).strip() else type(trouble).__name__
         raise InputRefused(
-            "PA211", f"the model fails on inputs of shape {tuple(problem.x.shape)}: {first}. Pass inputs that fit it."
+            "PA211",
+            f"the model fails on inputs of shape {tuple(problem.x.shape)}: {_first_line(trouble)}. "
+            "Pass inputs that fit it.",
         ) from trouble
     if not isinstance(outputs, Tensor) or outputs.dim() == 0 or outputs.shape[0] != problem.rows:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise InputRefused("PA211", f"the model returned {got} for {problem.rows} rows. Return one tensor, (n, ...).")
     return outputs
+
+
+def _first_line(trouble: Exception) -> str:
+    return str(trouble).strip().partition("\n")[0] or type(trouble).__name__
 
 
 def _refuse_mixed_rows(problem: Problem, outputs: Tensor) -> None:
@@ -234,9 +239,9 @@ def _refuse_mixed_rows(problem: Problem, outputs: Tensor) -> None:
         again = problem.outputs(x=problem.x[:few])
         alone = torch.cat([problem.outputs(x=problem.x[row : row + 1]) for row in range(few)])
     except (RuntimeError, ValueError, IndexError) as trouble:
-        first = str(trouble).strip().splitlines()[0] if str(trouble).strip() else type(trouble).__name__
         raise InputRefused(
-            "PA129", f"the model fails on single rows: {first}. Use layers that treat every row by itself."
+            "PA129",
+            f"the model fails on single rows: {_first_line(trouble)}. Use layers that treat every row by itself.",
         ) from trouble
     scale = float(outputs.abs().max())
     limit = _SAME[problem.dtype] * scale
