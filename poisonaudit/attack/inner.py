@@ -257,7 +257,7 @@ def _lbfgsb(inner: _Inner) -> InnerStep:
             raise StopIteration
 
     options: Any = {"maxiter": inner.max_iterations, "ftol": 1e-2 * inner.accuracy}
-    found = minimize(  # type: ignore[call-overload]
+    found = minimize(
         value_and_slope,
         origin.detach().double().cpu().numpy().ravel(),
         jac=True,
