@@ -63,6 +63,7 @@ class _Trial:
     phi: float | None
     converged: bool
     products: int
+    gradients: int
 
 
 def craft(
@@ -118,8 +119,8 @@ def craft(
     allowed = budget.around(problem.x[rows])
     task = _Task(problem, goal, rows, allowed, tolerance, seed, method, max_products)
     current = _Point(torch.zeros_like(problem.x[rows]), problem, goal.value(problem.weights))
-    history = [_entry(0, current, _Trial(current, current.value, None, True, 0), 0.0, 0, begun)]
-    best, reached, products = current, [current], 0
+    history = [_entry(0, current, _Trial(current, current.value, None, True, 0, 0), 0.0, 0, begun)]
+    best, reached, products, gradients = current, [current], 0, 0
     for step in range(1, steps + 1):
         if progress is not None:
             progress(f"step {step} of {steps}, objective {best.value:.4g}", (step - 1) / steps)
@@ -128,7 +129,7 @@ def craft(
         for halving in range(_HALVINGS + 1):
             delta = allowed.project(current.delta + 0.5**halving * (aim - current.delta))
             trial = _advance(task, current, delta)
-            used += trial.products
+            used, gradients = used + trial.products, gradients + trial.gradients
             history.append(_entry(step, best, trial, allowed.used(delta), used, started))
             products, used, started = products + used, 0, time.perf_counter()
             if trial.point.value < current.value:
@@ -142,7 +143,7 @@ def craft(
         whole = step > steps // 2 or goal.is_distance
         if whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"]):
             break
-    best, notes = _select(task, reached)
+    best, notes, judged = _select(task, reached)
     predicted, used = predict(problem, embed(problem, rows, best.delta), objective, test)
     if progress is not None:
         progress(f"done, objective {best.value:.4g}", 1.0)
@@ -157,6 +158,7 @@ def craft(
         products=products + used,
         seconds=time.perf_counter() - begun,
         notes=(*_notes(task, best, history), *notes),
+        gradients=gradients + judged + 2 * (products + used),
     )
 
 
@@ -193,13 +195,15 @@ def _advance(task: _Task, current: _Point, delta: Tensor) -> _Trial:
     better = bool(poisoned.objective(estimate) < poisoned.objective())
     fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed)
     point = _Point(delta, fitted.problem, task.goal.value(fitted.problem.weights))
-    return _Trial(point, task.goal.value(estimate), derivative.phi, fitted.converged, derivative.products)
+    return _Trial(
+        point, task.goal.value(estimate), derivative.phi, fitted.converged, derivative.products, fitted.gradients
+    )
 
 
-def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...]]:
+def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...], int]:
     """The best point when training starts from the clean weights, as the owner's warm retraining does."""
     # Along the way training followed the poison step by step; a network may then sit in another minimum.
-    best, notes = reached[0], []
+    best, notes, gradients = reached[0], [], 0
     scale = abs(best.value)
     for point in sorted(reached[1:], key=lambda each: each.value)[:_FINALISTS]:
         fitted = fit(
@@ -207,6 +211,7 @@ def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...]
             task.tolerance,
             task.seed,
         )
+        gradients += fitted.gradients
         warm = _Point(point.delta, fitted.problem, task.goal.value(fitted.problem.weights))
         best = warm if warm.value < best.value else best
         if not fitted.converged:
@@ -217,7 +222,7 @@ def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...]
             f"retraining from the clean weights reached objective {warm.value:.4g}, following the poison step by "
             f"step {point.value:.4g}: there is more than one minimum"
         )
-    return best, tuple(notes)
+    return best, tuple(notes), gradients
 
 
 def _entry(step: int, best: _Point, trial: _Trial, budget_used: float, products: int, started: float) -> dict[str, Any]:

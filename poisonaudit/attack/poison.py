@@ -31,6 +31,9 @@ class Poison:
         weights: warm-retrained weights (p,) of the best step.
         products: operator products used in all.
         seconds: wall time.
+        method: who made it: "solution_set" for `craft`, else the name of a baseline.
+        gradients: cost in full gradients of the training loss: a product counts as two, and what retraining while
+            crafting took is in it.
         notes: remarks, e.g. clean rows outside the box.
     """
 
@@ -44,6 +47,8 @@ class Poison:
     products: int
     seconds: float
     notes: tuple[str, ...] = ()
+    method: str = "solution_set"
+    gradients: int = 0
 
     def perturbation(self, problem: Problem) -> Tensor:
         """The perturbation mu of all rows, zero outside `rows`.
