@@ -16,7 +16,7 @@ from poisonaudit.solvers import DenseSpectrum, curvature_ends, default_tolerance
 from poisonaudit.validity import at_infinity
 
 # Dense Newton up to here; beyond, steps come from a Krylov space.
-_DENSE_LIMIT = 5_000
+DENSE_LIMIT = 5_000
 _LONGEST_SEARCH = 30
 # So many steps in a row shortened below 1/64 mean a kink: a quadratic model holds nowhere near.
 _PATIENCE = 5
@@ -59,6 +59,7 @@ def polish(
     *,
     max_steps: int = 100,
     max_gradients: float = math.inf,
+    leave_saddles: bool = False,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> Polished:
     """Newton steps with a line search until `|R| <= tolerance * lambda_max * |w|`.
@@ -76,6 +77,8 @@ def polish(
         tolerance: wanted relative gradient.
         max_steps: most Newton steps.
         max_gradients: gradient-sized evaluations after which no further step is begun.
+        leave_saddles: stop, at a lower point beside it, wherever H has negative curvature: first-order steps are the
+            cheaper way on from there.
         progress: called with a message and a fraction.
 
     Returns:
@@ -110,6 +113,11 @@ def polish(
             return Polished(at, figure, steps, gradients, f"stopped after {max_steps} Newton steps")
         if gradients >= max_gradients:
             return Polished(at, figure, steps, gradients, "the budget of gradients is spent")
+        if leave_saddles and "preconditioner" not in at.cache:
+            beside, products = _beside_saddle(at)
+            gradients += 2 * products
+            if beside is not None:
+                return Polished(beside, float("inf"), steps, gradients, SADDLE)
         step, products = _newton_step(at, figure, damping)
         moved, tries = _search(at, step)
         gradients += 2 * products + 2 * tries
@@ -143,7 +151,7 @@ def _newton_step(at: Problem, figure: float, damping: float) -> tuple[Tensor, in
     free = at.decay == 0.0
     interpolating = free and _fewer_equations_than_weights(at)
     accuracy = max(1e-8, min(1e-2, figure**0.5))
-    if at.size > _DENSE_LIMIT:
+    if at.size > DENSE_LIMIT:
         return krylov_step(at, damping, accuracy, gauss_newton=interpolating)
     if not interpolating:
         step = solve_definite(at, -kept.gradient, accuracy)
@@ -189,7 +197,7 @@ def _damped_step(at: Problem, damping: float, *, gauss_newton: bool) -> Tensor:
 
 def _negative_curvature(at: Problem) -> Problem | None:
     """A lower point along the most negative curvature, or None at a minimum as far as H, or 100 products, tell."""
-    if at.size > _DENSE_LIMIT:
+    if at.size > DENSE_LIMIT:
         smallest, direction, largest = most_negative(at)
     else:
         matrix = dense_hessian_of(at)
@@ -198,6 +206,18 @@ def _negative_curvature(at: Problem) -> Problem | None:
             return None
         values, vectors = torch.linalg.eigh(matrix)
         smallest, direction, largest = float(values[0]), vectors[:, 0], float(values.abs().max())
+    return _downhill(at, smallest, direction, largest)
+
+
+def _beside_saddle(at: Problem) -> tuple[Problem | None, int]:
+    """A lower point along negative curvature that 100 products see, None where they see none; and the products."""
+    before = linearise(at).products
+    found = _downhill(at, *most_negative(at))
+    return found, linearise(at).products - before
+
+
+def _downhill(at: Problem, smallest: float, direction: Tensor, largest: float) -> Problem | None:
+    """A lower point along a direction of negative curvature, None where the curvature is not negative enough."""
     if smallest >= -_SADDLE_CURVATURE * largest:
         return None
     value, length = float(at.objective()), 0.1 * max(1.0, float(at.weights.norm()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
-from poisonaudit.newton import SADDLE, polish
+from poisonaudit.newton import DENSE_LIMIT, SADDLE, polish
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import curvature_ends
@@ -25,6 +25,9 @@ Progress = Callable[[str, float | None], None]
 _NEAR = 1e-3
 # L-BFGS works until here, where Newton steps are sure to be short; a plateau before it is a kink or a flat valley.
 _HANDED_OVER = 1e-5
+# From so many weights on a dense Newton step costs as much as some hundred L-BFGS iterations, and between 1e-5 and 1e-7
+# a network's Hessian is mostly indefinite: ten times fewer gradients in all for p = 2,410.
+_MANY_WEIGHTS, _HANDED_OVER_LATE = 1_000, 1e-7
 _LOST_TO_INFINITY = 1e-13
 _MOST_SADDLES = 5
 # Rounds of 50 iterations without halving the gradient or lowering the loss by 1e-4: what is left is the polish's work.
@@ -119,19 +122,21 @@ def fit(
     steps = gradients = 0
     if needs_warm_up(problem.module(), fresh=fresh):
         at, steps, gradients = _warmed_up(at, seed, progress), EPOCHS, EPOCHS
-    if relative_gradient(at) > _NEAR:
+    late = _hands_over_late(at)
+    if relative_gradient(at) > (_HANDED_OVER_LATE if late else _NEAR):
         if method == "lbfgs":
             at, steps, gradients = _lbfgs(at, max_steps, budget, progress)
         else:
             at, steps, gradients = _adam(at, seed, max_steps, progress)
-    polished = polish(at, tolerance, max_gradients=budget - gradients, progress=progress)
-    for _ in range(_MOST_SADDLES):
+    polished = polish(at, tolerance, max_gradients=budget - gradients, leave_saddles=late, progress=progress)
+    for escape in range(1, _MOST_SADDLES + 1):
         if polished.reason != SADDLE:
             break
         steps, gradients = steps + polished.steps, gradients + polished.gradients
         at, more, spent = _lbfgs(polished.problem, max_steps, budget - gradients, progress)
         steps, gradients = steps + more, gradients + spent
-        polished = polish(at, tolerance, max_gradients=budget - gradients, progress=progress)
+        leave = late and escape < _MOST_SADDLES
+        polished = polish(at, tolerance, max_gradients=budget - gradients, leave_saddles=leave, progress=progress)
     reached = polished.relative_gradient
     return Fit(
         problem=polished.problem,
@@ -239,6 +244,9 @@ def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress |
         return float(value.detach())
 
     steps, at, before, scale, restarted = 0, problem, float("inf"), 0.0, False
+    late = _hands_over_late(problem)
+    enough = _HANDED_OVER_LATE if late else _HANDED_OVER
+    patience = max(_PATIENCE, problem.size // 60) if late else _PATIENCE
     trail: list[tuple[float, float]] = []
     while steps < max_steps and evaluations < budget:
         optimiser.step(closure)
@@ -248,15 +256,15 @@ def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress |
         at = problem.at(weights.detach())
         length, value = float(at.gradient().norm()), float(at.objective())
         # The scale lambda_max |w| costs 30 products: asked for again only where the last one says "near".
-        if scale == 0.0 or length <= _HANDED_OVER * scale:
+        if scale == 0.0 or length <= enough * scale:
             figure = relative_gradient(at)
             scale = length / figure if figure > 0 else float("inf")
         if progress is not None:
             progress(f"L-BFGS: {steps} iterations, relative gradient {length / scale:.1e}", steps / max_steps)
-        if length <= _HANDED_OVER * scale or value <= _LOST_TO_INFINITY:
+        if length <= enough * scale or value <= _LOST_TO_INFINITY:
             break
         trail.append((value, length))
-        if len(trail) > _PATIENCE:
+        if len(trail) > patience:
             past_value, past_length = trail.pop(0)
             if past_value - value <= 1e-4 * abs(value) and min(recent for _, recent in trail) > 0.5 * past_length:
                 break
@@ -269,6 +277,10 @@ def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress |
             restarted = False
         before = value
     return at, steps, evaluations
+
+
+def _hands_over_late(problem: Problem) -> bool:
+    return problem.decay > 0.0 and _MANY_WEIGHTS <= problem.size <= DENSE_LIMIT
 
 
 def _new_lbfgs(weights: Tensor) -> torch.optim.LBFGS:

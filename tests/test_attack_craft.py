@@ -69,7 +69,7 @@ def test_movement_toward_target_weights_grows_beats_random_rows_and_is_predicted
     moved = {}
     for radius, choice in [(0.05, "adjoint"), (0.1, "adjoint"), (0.1, "random")]:
         budget = Budget(radius=radius, rows=15, box=(0.0, 1.0), choice=choice)
-        poison = craft(logistic, target, budget, seed=1, steps=4, test=digits[2:])
+        poison = craft(logistic, target, budget, seed=1, steps=4, tolerance=1e-8, test=digits[2:])
         weights = retrained_warm(logistic, poison)
         actual = outcome(logistic, weights, target, digits[2:])
         assert poison.predicted["method"] == "path" and poison.predicted["valid"]
@@ -91,7 +91,7 @@ def test_the_poison_lies_in_budget_and_box_and_repeats(logistic, target, norm):
     radius = 0.1 if norm == "linf" else 0.6
     budget = Budget(radius=radius, share=0.05, norm=norm, box=(0.0, 1.0))
     before = (logistic.x.clone(), logistic.y.clone(), logistic.weights.clone(), torch.get_rng_state())
-    poison = craft(logistic, target, budget, steps=2)
+    poison = craft(logistic, target, budget, steps=2, tolerance=1e-8)
     for old, new in zip(before, (logistic.x, logistic.y, logistic.weights, torch.get_rng_state()), strict=True):
         assert torch.equal(old, new)
     assert len(poison.rows) == 7 and poison.rows.tolist() == sorted(set(poison.rows.tolist()))
@@ -101,7 +101,7 @@ def test_the_poison_lies_in_budget_and_box_and_repeats(logistic, target, norm):
     assert float(poisoned.min()) >= -1e-12 and float(poisoned.max()) <= 1 + 1e-12
     changed = (poison.perturbation(logistic) != 0).any(1).nonzero().flatten()
     assert set(changed.tolist()) <= set(poison.rows.tolist())
-    again = craft(logistic, target, budget, steps=2)
+    again = craft(logistic, target, budget, steps=2, tolerance=1e-8)
     assert torch.equal(again.delta, poison.delta) and torch.equal(again.rows, poison.rows)
     assert torch.equal(again.weights, poison.weights)
 
@@ -113,6 +113,7 @@ def test_history_tells_every_step_and_the_best_is_kept(logistic, target):
         target,
         Budget(radius=0.1, rows=10, box=(0.0, 1.0)),
         steps=3,
+        tolerance=1e-8,
         progress=lambda text, fraction: said.append((text, fraction)),
     )
     assert all(set(entry) == HISTORY_KEYS for entry in poison.history)

@@ -141,7 +141,7 @@ def test_training_does_not_depend_on_what_ran_before() -> None:
 @pytest.mark.parametrize(("decay", "loss"), [(1e-3, "cross_entropy"), (1e-2, "half_squared")])
 def test_fits_by_products_only(monkeypatch: pytest.MonkeyPatch, decay: float, loss: str) -> None:
     """Beyond the dense limit Newton steps come from Krylov spaces; they reach minima too, past saddles."""
-    monkeypatch.setattr("poisonaudit.newton._DENSE_LIMIT", 0)
+    monkeypatch.setattr("poisonaudit.newton.DENSE_LIMIT", 0)
     x, y = digits_rows(80)
     given = Problem(mlp([64, 12, 12, 10]), loss, x, y, decay)
     fitted = fit(given, tolerance=1e-10)
@@ -156,7 +156,7 @@ def test_fits_by_products_only(monkeypatch: pytest.MonkeyPatch, decay: float, lo
 def test_a_spent_budget_is_said_and_kept_nearly(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = digits_rows(40)
     start = Problem(mlp([64, 8, 10], seed=5), "cross_entropy", x, y, decay=1e-3)
-    monkeypatch.setattr("poisonaudit.newton._DENSE_LIMIT", 0)
+    monkeypatch.setattr("poisonaudit.newton.DENSE_LIMIT", 0)
     counted: list[int] = []
     gradient_of = Problem.objective
 

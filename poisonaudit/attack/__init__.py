@@ -13,16 +13,20 @@ from poisonaudit.attack.objectives import (
     GroupAccuracy,
     HalfSpace,
     MatchPredictions,
+    Membership,
     Objective,
     TargetRegion,
     TargetWeights,
     ValidationLoss,
+    weights_along,
+    weights_from_fine_tuning,
     weights_from_label_flips,
 )
 from poisonaudit.attack.outcome import outcome
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison
 from poisonaudit.attack.prediction import predict
+from poisonaudit.attack.progress import CraftState
 from poisonaudit.attack.rows import adjoint_gains, choose_rows
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "Ball",
     "Box",
     "Budget",
+    "CraftState",
     "EstimatedMap",
     "FlipPrediction",
     "FlipPredictions",
@@ -37,6 +42,7 @@ __all__ = [
     "GroupAccuracy",
     "HalfSpace",
     "MatchPredictions",
+    "Membership",
     "Objective",
     "PerturbationSet",
     "Poison",
@@ -49,5 +55,7 @@ __all__ = [
     "minimise_estimate",
     "outcome",
     "predict",
+    "weights_along",
+    "weights_from_fine_tuning",
     "weights_from_label_flips",
 ]

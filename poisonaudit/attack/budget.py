@@ -16,7 +16,7 @@ from poisonaudit.registry import unknown_name
 
 Bound = Tensor | float
 NORMS = ("linf", "l2", "l1", "l0")
-CHOICES = ("adjoint", "random")
+CHOICES = ("adjoint", "kappa", "class", "random")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +34,9 @@ class Budget:
             by at most the radius.
         box: (lower, upper) limits of the perturbed rows, numbers or tensors that broadcast to one row; None
             for no limits. An entry outside the box already may stay or move towards it, never further away.
-        choice: "adjoint" (largest first-order gain in this budget), "random" (seeded), or positions of rows.
+        choice: "adjoint" (largest first-order gain in this budget), "kappa" (largest modulus), "class" (drawn from one
+            class), "random" (drawn from all), or positions of rows.
+        row_class: class that "class" draws from; None for the one that the objective wants.
         entries: with "l0", how many entries of a row may move.
         scale: unit in which the radius measures each entry, > 0, shaped like one row, or one number a column.
         immutable: entries that stay: whole numbers, or a boolean tensor shaped like one row.
@@ -42,8 +44,9 @@ class Budget:
             entries that move freely; only with "linf" and "l0".
 
     Raises:
-        UsageError: PA301 unknown norm or choice; PA360 a bad radius; PA361 a bad number or share of rows;
-            PA362 a bad box; PA363 bad positions; PA369 bad entries, scale, immutable entries or steps.
+        UsageError: PA301 unknown norm or choice; PA342 a class without that choice; PA360 a bad radius; PA361 a bad
+            number or share of rows; PA362 a bad box; PA363 bad positions; PA369 bad entries, scale, immutable entries
+            or steps.
     """
 
     radius: float
@@ -52,6 +55,7 @@ class Budget:
     norm: NormName = "linf"
     box: tuple[Bound, Bound] | None = None
     choice: str | Tensor | Sequence[int] = "adjoint"
+    row_class: int | None = None
     entries: int | None = None
     scale: Tensor | Sequence[float] | None = None
     immutable: Tensor | Sequence[int] | None = None
@@ -68,6 +72,8 @@ class Budget:
         else:
             object.__setattr__(self, "choice", _positions(self.choice))
         _refuse_bad_count(self.rows, self.share, None if isinstance(self.choice, str) else len(self.choice))
+        if self.row_class is not None and self.choice != "class":
+            raise UsageError("PA342", f"row_class is {self.row_class}, but the choice is not 'class'. Leave one out.")
         if self.box is not None:
             _refuse_bad_box(self.box)
         if (self.norm == "l0") != (self.entries is not None) or (self.entries is not None and self.entries < 1):
@@ -165,7 +171,7 @@ class Budget:
             "box": box,
             "choice": choice,
         }
-        for name in ("entries", "scale", "immutable", "spacing"):
+        for name in ("row_class", "entries", "scale", "immutable", "spacing"):
             value = getattr(self, name)
             if value is not None:
                 body[name] = value.tolist() if isinstance(value, Tensor) else _plain_mapping(value)

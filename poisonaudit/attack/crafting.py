@@ -3,67 +3,47 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.inner import METHODS, EstimatedMap, MethodName, minimise_estimate
-from poisonaudit.attack.objectives import Goal, Objective
+from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, over_members, trained_solutions
+from poisonaudit.attack.inner import METHODS
+from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
-from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison, embed
 from poisonaudit.attack.prediction import predict
+from poisonaudit.attack.progress import CraftState
 from poisonaudit.attack.rows import choose_rows
+from poisonaudit.attack.stationary_target import craft_membership
+from poisonaudit.attack.steps import (
+    Outer,
+    Point,
+    Task,
+    advance,
+    entry,
+    from_clean_weights,
+    propose,
+    slope_in_inputs,
+    start_of,
+)
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
-from poisonaudit.sensitivity import coderivative, graphical_derivative
-from poisonaudit.training import Progress, fit
+from poisonaudit.training import Progress
 
 _HALVINGS = 2
 # How many of the best steps are judged by training from the clean weights; it stops at the first that holds.
 _FINALISTS = 4
 # An outer step that gains less than this share of the first objective is the last one.
 _ENOUGH = 1e-3
+# Kernel parts of sampled members, relative to the norm of the weights.
+_MEMBER_RADIUS = 0.1
 _METHODS = ("auto", "corner", *METHODS)
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """What stays the same over the whole run."""
-
-    problem: Problem
-    goal: Goal
-    rows: Tensor
-    allowed: PerturbationSet
-    tolerance: float
-    seed: int
-    method: str
-    max_products: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Point:
-    """A poison on the rows and the solution that warm retraining reached with it."""
-
-    delta: Tensor
-    problem: Problem
-    value: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """One move, predicted to first order and retrained."""
-
-    point: _Point
-    predicted: float
-    phi: float | None
-    converged: bool
-    products: int
-    gradients: int
+_OUTER = ("retrain", "path")
 
 
 def craft(
@@ -74,148 +54,231 @@ def craft(
     *,
     steps: int = 6,
     method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto",
+    outer: Outer = "retrain",
+    solutions: int | Sequence[Tensor] = 1,
+    members: int = 0,
+    aggregate: Aggregate = "mean",
     max_products: int | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-6,
     test: TestRows | None = None,
+    state: CraftState | None = None,
+    on_step: Callable[[CraftState], None] | None = None,
     progress: Progress | None = None,
 ) -> Poison:
     """Find a perturbation of a few training rows that moves training toward an objective.
 
-    Each step linearises the solution map at the present point, proposes a perturbation, retrains warm from there and
-    linearises again; a step that does not help after retraining is halved. Proposals come from the inner problem
+    Each step linearises the solution map at the present point, proposes a perturbation, finds the solution it leads to
+    and linearises again; a step that does not help there is halved. Proposals come from the inner problem
     (`minimise_estimate`: the goal at the estimated weights, over the budget), or are the corner of the budget along the
     coderivative `B^T u`, `H u = -grad_w`, which is exact where the goal is linear in mu. Goals that are a distance
     (target weights or region, predictions to match) get the whole budget from the first step; others a growing share of
     it, so that each move stays inside the reach of its linearisation. What comes back is the best poison *after
     retraining*, not the best predicted one.
 
+    Set-aware crafting takes the goal over several trained solutions (`solutions`), and over sampled members of the
+    solution set at each, where its kernel is not trivial (`members`).
+
     Args:
         problem: clean, at a tight minimum (see `fit`).
         objective: one of `poisonaudit.attack.OBJECTIVES`, or your own `Objective`.
         budget: which rows, how far, inside which box.
-        seed: of random rows and of power iterations; equal seeds and thread counts repeat bit for bit.
+        seed: of random rows, of further solutions and of power iterations; equal seeds and thread counts repeat bit
+            for bit.
         steps: most outer linearisations.
         method: "apg", "adam" or "lbfgsb" for the inner problem, "corner", or "auto": apg for distances, else corner.
+        outer: "retrain" finds each next solution by warm retraining, "path" follows it along the move
+            (`follow_path`), and retrains only where the path is lost.
+        solutions: how many trained solutions are attacked together, the others trained from fresh seeds; or the weights
+            (p,) of the others.
+        members: members of the solution set sampled beside each solution.
+        aggregate: "mean" or "worst" over solutions and members.
         max_products: most operator products of one inner problem; None for no limit.
-        tolerance: relative gradient of each warm retraining.
+        tolerance: relative gradient of each warm retraining; up to 1e-6 the linearisation there is valid.
         test: (x, y) test rows for the predicted accuracy.
+        state: of an interrupted call with the same arguments, to go on from.
+        on_step: called with the state after each step.
         progress: called with a message and a fraction.
 
     Returns:
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA367, steps below 1; PA301, no method has that name.
+        UsageError: PA367, steps below 1 or members below 0; PA301, no method, outer step or aggregate has that name;
+            PA341, fewer than one solution.
+        InputRefused: PA125, further weights of another length.
     """
-    if steps < 1:
-        raise UsageError("PA367", f"steps is {steps}; at least one linearisation is needed. Pass steps=6.")
-    if method not in _METHODS:
-        raise unknown_name(str(method), _METHODS, "crafting method")
+    _refuse_bad(steps, members, method, outer, aggregate)
+    if isinstance(objective, Membership):
+        # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
+        inner: Any = "apg" if method in ("auto", "corner") else method
+        limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
+        return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun = time.perf_counter()
-    goal = objective.bind(problem)
-    if method == "auto":
-        method = "apg" if goal.is_distance else "corner"
-    rows = choose_rows(problem, goal, budget, seed)
-    allowed = budget.around(problem.x[rows])
-    task = _Task(problem, goal, rows, allowed, tolerance, seed, method, max_products)
-    current = _Point(torch.zeros_like(problem.x[rows]), problem, goal.value(problem.weights))
-    history = [_entry(0, current, _Trial(current, current.value, None, True, 0, 0), 0.0, 0, begun)]
-    best, reached, products, gradients = current, [current], 0, 0
-    for step in range(1, steps + 1):
+    task, trained = _task(
+        problem, objective, budget, seed, method, outer, solutions, members, aggregate, max_products, tolerance, state
+    )
+    if state is None:
+        first = start_of(task)
+        history: list[dict[str, Any]] = [_first_entry(first, begun)]
+        reached, done, products, gradients, finished = [first], 0, 0, trained, False
+    else:
+        reached, history = _reached(task, state), [dict(line) for line in state.history]
+        done, products, gradients, finished = state.step, state.products, state.gradients, state.finished
+        begun -= state.seconds
+    for step in range(done + 1, steps + 1):
+        if finished:
+            break
+        current, best = reached[-1], min(point.value for point in reached)
         if progress is not None:
-            progress(f"step {step} of {steps}, objective {best.value:.4g}", (step - 1) / steps)
+            progress(f"step {step} of {steps}, objective {best:.4g}", (step - 1) / steps)
         started = time.perf_counter()
-        aim, used = _propose(task, current, step, steps)
+        # A share of the budget that grows with the steps keeps each move inside the reach of its linearisation; the
+        # second half of the steps has the whole budget.
+        aim, used = propose(task, current, 1.0 if task.is_distance else min(1.0, 2 * step / (steps + 1)))
         for halving in range(_HALVINGS + 1):
-            delta = allowed.project(current.delta + 0.5**halving * (aim - current.delta))
-            trial = _advance(task, current, delta)
+            delta = task.allowed.project(current.delta + 0.5**halving * (aim - current.delta))
+            trial = advance(task, current, delta)
             used, gradients = used + trial.products, gradients + trial.gradients
-            history.append(_entry(step, best, trial, allowed.used(delta), used, started))
+            seconds = time.perf_counter() - started
+            history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds))
             products, used, started = products + used, 0, time.perf_counter()
             if trial.point.value < current.value:
                 break
         gained = current.value - trial.point.value
         if gained > 0:
-            current = trial.point
-            reached.append(current)
-            best = current if current.value < best.value else best
+            reached.append(trial.point)
         # Distances are worked on with the whole budget from the first step on; other goals from the middle on.
-        whole = step > steps // 2 or goal.is_distance
-        if whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"]):
-            break
-    best, notes, judged = _select(task, reached)
-    predicted, used = predict(problem, embed(problem, rows, best.delta), objective, test)
+        whole = step > steps // 2 or task.is_distance
+        finished = whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"])
+        if on_step is not None:
+            spent = time.perf_counter() - begun
+            on_step(_state(task, step, reached, history, products, gradients, spent, finished))
+    final, notes, judged = _select(task, reached)
+    predicted, used = predict(problem, embed(problem, task.rows, final.delta), objective, test)
     if progress is not None:
-        progress(f"done, objective {best.value:.4g}", 1.0)
+        progress(f"done, objective {final.value:.4g}", 1.0)
     return Poison(
-        rows=rows,
-        delta=best.delta,
+        rows=task.rows,
+        delta=final.delta,
         predicted=predicted,
         history=tuple(history),
         budget=budget,
         objective=objective,
-        weights=best.problem.weights,
+        weights=final.problems[0].weights,
         products=products + used,
         seconds=time.perf_counter() - begun,
-        notes=(*_notes(task, best, history), *notes),
+        notes=(*_notes(task, final, history), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
 
 
-def _propose(task: _Task, current: _Point, step: int, steps: int) -> tuple[Tensor, int]:
-    """The perturbation that the linear model at the current point calls best, and the products it took."""
-    # A share of the budget that grows with the steps keeps each move inside the reach of its linearisation; the
-    # second half of the steps has the whole budget.
-    share = 1.0 if task.goal.is_distance else min(1.0, 2 * step / (steps + 1))
-    allowed = task.allowed if share == 1.0 else task.allowed.scaled(share)
-    if task.method == "corner":
-        slope = coderivative(current.problem, task.goal.gradient(current.problem.weights))
-        return allowed.best_linear(-slope.value[task.rows]), slope.products
-    model = EstimatedMap(current.problem, task.rows)
-    # Whole steps and few entries are relaxed here; `craft` moves to the nearest admissible point.
-    found = minimise_estimate(
-        model,
-        task.goal,
-        allowed.relaxed(),
-        current.delta,
-        method=cast(MethodName, task.method),
-        max_products=task.max_products,
-        seed=task.seed,
+def _refuse_bad(steps: int, members: int, method: str, outer: str, aggregate: str) -> None:
+    if steps < 1 or members < 0:
+        raise UsageError(
+            "PA367", f"steps is {steps}, members is {members}; at least one linearisation is needed. Pass steps=6."
+        )
+    for name, known, what in (
+        (method, _METHODS, "crafting method"),
+        (outer, _OUTER, "outer step"),
+        (aggregate, AGGREGATES, "aggregate"),
+    ):
+        if name not in known:
+            raise unknown_name(str(name), known, what)
+
+
+def _task(
+    problem: Problem,
+    objective: Objective,
+    budget: Budget,
+    seed: int,
+    method: str,
+    outer: Outer,
+    solutions: int | Sequence[Tensor],
+    members: int,
+    aggregate: Aggregate,
+    max_products: int | None,
+    tolerance: float,
+    state: CraftState | None,
+) -> tuple[Task, int]:
+    """What stays the same, and the gradients that training further solutions took."""
+    if state is None:
+        at, gradients = trained_solutions(problem, solutions, tolerance, seed)
+    else:
+        at, gradients = [problem.at(weights.to(problem.weights)) for weights in state.weights[0]], 0
+    goals = [objective.bind(each) for each in at]
+    if members:
+        goals = [
+            over_members(each, goal, members, _MEMBER_RADIUS, aggregate, seed)
+            for each, goal in zip(at, goals, strict=True)
+        ]
+    if method == "auto":
+        method = "apg" if goals[0].is_distance else "corner"
+    if state is None:
+        rows = choose_rows(problem, goals[0], budget, seed, slope=lambda: slope_in_inputs(at, goals, aggregate)[0])
+    else:
+        rows = state.rows.to(problem.device)
+    allowed = budget.around(problem.x[rows])
+    return Task(problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer), gradients
+
+
+def _first_entry(first: Point, begun: float) -> dict[str, Any]:
+    return {
+        "step": 0,
+        "predicted_objective": first.value,
+        "retrained_objective": first.value,
+        "phi": None,
+        "budget_used": 0.0,
+        "converged": True,
+        "kept": False,
+        "products": 0,
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def _state(
+    task: Task,
+    step: int,
+    reached: Sequence[Point],
+    history: Sequence[dict[str, Any]],
+    products: int,
+    gradients: int,
+    seconds: float,
+    finished: bool,
+) -> CraftState:
+    return CraftState(
+        step=step,
+        rows=task.rows,
+        deltas=torch.stack([point.delta for point in reached]),
+        weights=torch.stack([torch.stack([each.weights for each in point.problems]) for point in reached]),
+        values=[point.value for point in reached],
+        history=list(history),
+        products=products,
+        gradients=gradients,
+        seconds=seconds,
+        finished=finished,
     )
-    return found.mu, found.products
 
 
-def _advance(task: _Task, current: _Point, delta: Tensor) -> _Trial:
-    """Predict the move to `delta` by one linear step, then retrain warm from there or from the current point."""
-    change = embed(task.problem, task.rows, delta - current.delta)
-    derivative = graphical_derivative(current.problem, change)
-    estimate = current.problem.weights + derivative.displacement
-    poisoned = current.problem.with_data(task.problem.x + embed(task.problem, task.rows, delta))
-    # The estimate is only a start for training, and only where training itself would prefer it.
-    better = bool(poisoned.objective(estimate) < poisoned.objective())
-    fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed)
-    point = _Point(delta, fitted.problem, task.goal.value(fitted.problem.weights))
-    return _Trial(
-        point, task.goal.value(estimate), derivative.phi, fitted.converged, derivative.products, fitted.gradients
-    )
+def _reached(task: Task, state: CraftState) -> list[Point]:
+    """The points of an interrupted run."""
+    points = []
+    for delta, weights, value in zip(state.deltas, state.weights, state.values, strict=True):
+        own = delta.to(task.problem.x)
+        problems = tuple(task.poisoned(own, task.problem.at(each.to(task.problem.weights))) for each in weights)
+        points.append(Point(own, problems, value))
+    return points
 
 
-def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...], int]:
+def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...], int]:
     """The best point when training starts from the clean weights, as the owner's warm retraining does."""
     # Along the way training followed the poison step by step; a network may then sit in another minimum.
     best, notes, gradients = reached[0], [], 0
     scale = abs(best.value)
     for point in sorted(reached[1:], key=lambda each: each.value)[:_FINALISTS]:
-        fitted = fit(
-            task.problem.with_data(task.problem.x + embed(task.problem, task.rows, point.delta)),
-            task.tolerance,
-            task.seed,
-        )
-        gradients += fitted.gradients
-        warm = _Point(point.delta, fitted.problem, task.goal.value(fitted.problem.weights))
+        warm, failures, spent = from_clean_weights(task, point.delta)
+        gradients += spent
         best = warm if warm.value < best.value else best
-        if not fitted.converged:
-            notes.append(f"retraining from the clean weights did not converge: {fitted.reason}")
+        notes += [f"retraining from the clean weights did not converge: {reason}" for reason in failures]
         if warm.value <= point.value + _ENOUGH * scale:
             break
         notes.append(
@@ -225,25 +288,10 @@ def _select(task: _Task, reached: list[_Point]) -> tuple[_Point, tuple[str, ...]
     return best, tuple(notes), gradients
 
 
-def _entry(step: int, best: _Point, trial: _Trial, budget_used: float, products: int, started: float) -> dict[str, Any]:
-    """One line of the history."""
-    return {
-        "step": step,
-        "predicted_objective": trial.predicted,
-        "retrained_objective": trial.point.value,
-        "phi": trial.phi,
-        "budget_used": budget_used,
-        "converged": trial.converged,
-        "kept": trial.point.value < best.value,
-        "products": products,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def _notes(task: _Task, best: _Point, history: list[dict[str, Any]]) -> tuple[str, ...]:
+def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     """What the reader of the result should know."""
     notes = []
-    if task.goal.success(task.problem.weights):
+    if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
     if task.allowed.outside:
         notes.append(
@@ -252,7 +300,7 @@ def _notes(task: _Task, best: _Point, history: list[dict[str, Any]]) -> tuple[st
         )
     if not bool(best.delta.any()):
         notes.append("no perturbation in the budget improved the objective after retraining")
-    failed = sum(not entry["converged"] for entry in history)
+    failed = sum(not line["converged"] for line in history)
     if failed:
         notes.append(f"{failed} of {len(history) - 1} warm retrainings while crafting did not reach the tolerance")
     return tuple(notes)

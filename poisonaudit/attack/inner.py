@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,28 @@ MethodName = Literal["apg", "adam", "lbfgsb"]
 _PATIENCE = 3
 # Of the radius, Adam's first step length in every entry.
 _ADAM_STEP = 0.2
+
+
+class WeightMap(Protocol):
+    """A linear map from perturbations of some rows to moves of the weights, counted from `weights`."""
+
+    @property
+    def weights(self) -> Tensor:
+        """What moves are counted from."""
+        ...
+
+    @property
+    def products(self) -> int:
+        """Operator products used so far."""
+        ...
+
+    def step(self, mu: Tensor) -> Tensor:
+        """The move for mu (k, ...)."""
+        ...
+
+    def adjoint(self, slope: Tensor) -> Tensor:
+        """The transpose of `step`, (k, ...)."""
+        ...
 
 
 class EstimatedMap:
@@ -83,7 +105,7 @@ class InnerStep:
 class _Inner:
     """What all methods share; `weights` and `mu` at a point go together, so that no solve is made twice."""
 
-    model: EstimatedMap
+    model: WeightMap
     goal: Goal
     allowed: PerturbationSet
     origin: Tensor
@@ -102,7 +124,7 @@ class _Inner:
 
 
 def minimise_estimate(
-    model: EstimatedMap,
+    model: WeightMap,
     goal: Goal,
     allowed: PerturbationSet,
     origin: Tensor,

@@ -4,8 +4,10 @@ from poisonaudit.attack.objectives.base import Goal, Objective, SurrogateGoal
 from poisonaudit.attack.objectives.flip_prediction import FlipGoal, FlipPrediction, FlipPredictions, FlipsGoal
 from poisonaudit.attack.objectives.group_accuracy import GroupAccuracy, GroupGoal
 from poisonaudit.attack.objectives.match_predictions import MatchGoal, MatchPredictions
+from poisonaudit.attack.objectives.membership import Membership, MembershipGoal
 from poisonaudit.attack.objectives.target_region import Ball, Box, HalfSpace, RegionGoal, TargetRegion
-from poisonaudit.attack.objectives.target_weights import TargetGoal, TargetWeights, weights_from_label_flips
+from poisonaudit.attack.objectives.target_weights import TargetGoal, TargetWeights
+from poisonaudit.attack.objectives.targets import weights_along, weights_from_fine_tuning, weights_from_label_flips
 from poisonaudit.attack.objectives.validation_loss import LossGoal, ValidationLoss
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -18,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         FlipPredictions,
         ValidationLoss,
         GroupAccuracy,
+        Membership,
     )
 }
 
@@ -36,6 +39,8 @@ __all__ = [
     "LossGoal",
     "MatchGoal",
     "MatchPredictions",
+    "Membership",
+    "MembershipGoal",
     "Objective",
     "RegionGoal",
     "SurrogateGoal",
@@ -43,5 +48,7 @@ __all__ = [
     "TargetRegion",
     "TargetWeights",
     "ValidationLoss",
+    "weights_along",
+    "weights_from_fine_tuning",
     "weights_from_label_flips",
 ]

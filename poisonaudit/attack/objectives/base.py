@@ -13,15 +13,17 @@ from poisonaudit.problem import Problem
 
 
 class Goal(Protocol):
-    """An objective at one clean problem: a function of flat weights (p,) that the poisoner makes small.
+    """An objective at one clean problem: a function of flat weights (p,) that the poisoner makes small."""
 
-    Attributes:
-        convex: it is convex in the weights, so that lower bounds can be proved.
-        is_distance: it ends at 0, so that a step may go too far; else it is a slope to be followed.
-    """
+    @property
+    def convex(self) -> bool:
+        """It is convex in the weights, so that lower bounds can be proved."""
+        ...
 
-    convex: bool
-    is_distance: bool
+    @property
+    def is_distance(self) -> bool:
+        """It ends at 0, so that a step may go too far; else it is a slope to be followed."""
+        ...
 
     def value(self, weights: Tensor) -> float:
         """The number that crafting makes small."""

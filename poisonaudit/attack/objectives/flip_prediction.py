@@ -139,6 +139,11 @@ class FlipGoal(SurrogateGoal):
     label: Tensor
     kind_of_surrogate: Surrogate
 
+    @property
+    def wanted_class(self) -> int:
+        """The class that the row is to get."""
+        return int(self.label)
+
     def surrogate(self, weights: Tensor) -> Tensor:
         """Minus the margin, or the cross-entropy to the wanted class."""
         logits = self.problem.outputs(weights, self.row)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
+from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
-from poisonaudit.training import Progress, fit
-
-Flips = Mapping[int, int] | tuple[Sequence[int] | Tensor, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,91 +178,3 @@ def fitting_target(problem: Problem, weights: Tensor) -> Tensor:
     if torch.equal(target, problem.weights):
         raise UsageError("PA364", "the target weights are the model's own. Pass weights to be reached.")
     return target
-
-
-def weights_from_label_flips(
-    problem: Problem,
-    flips: Flips,
-    seed: int = 0,
-    *,
-    tolerance: float = 1e-8,
-    accepted: float = 1e-3,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Weights that training reaches, from the present ones, when some labels are flipped.
-
-    Args:
-        problem: clean, at its trained weights.
-        flips: position -> new label, or (positions, one new label for all).
-        seed: of the fit (it matters only for methods that draw batches).
-        tolerance: relative gradient that the fit aims at.
-        accepted: relative gradient up to which its weights serve as a target. A target need not be a tight
-            minimum, and on a ReLU network the fit may end on a kink, where the gradient does not vanish.
-        progress: called with a message and a fraction.
-
-    Returns:
-        Flat weights (p,).
-
-    Raises:
-        NumericalFailure: PA430, the fit with flipped labels did not come down to `accepted`.
-    """
-    changes = _as_mapping(flips)
-    y = flipped_labels(problem, changes)
-    reached = fit(
-        Problem(problem.module(), problem.loss, problem.x, y, problem.decay),
-        tolerance,
-        seed,
-        progress=progress,
-    )
-    if not (reached.converged or reached.relative_gradient <= accepted):
-        raise NumericalFailure(
-            "PA430",
-            f"training with {len(changes)} flipped labels stopped at relative gradient "
-            f"{reached.relative_gradient:.1e}: {reached.reason}. Flip fewer labels, add decay, or raise "
-            "tolerance.",
-        )
-    return reached.problem.weights
-
-
-def flipped_labels(problem: Problem, flips: Mapping[int, int]) -> Tensor:
-    """The problem's labels with some replaced, in the form the problem holds them (integers or one-hot rows).
-
-    Args:
-        problem: whose labels to change.
-        flips: position -> new label.
-
-    Returns:
-        A new tensor like `problem.y`.
-
-    Raises:
-        UsageError: PA365, no flips, positions outside the rows or labels outside the classes.
-        InputRefused: PA280, the targets are not class labels.
-    """
-    y = problem.y.clone()
-    one_hot = y.is_floating_point()
-    if one_hot and not (y.dim() == 2 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())):
-        raise InputRefused("PA280", "targets are real numbers, which have no label to flip. Pass target weights.")
-    with torch.no_grad():
-        classes = problem.outputs(x=problem.x[:1]).shape[1]
-    if not flips:
-        raise UsageError("PA365", "no label is flipped. Give at least one position and its new label.")
-    for position, label in flips.items():
-        if not 0 <= position < problem.rows or not 0 <= label < classes:
-            raise UsageError(
-                "PA365",
-                f"flip {position} -> {label} does not fit: rows 0..{problem.rows - 1}, "
-                f"classes 0..{classes - 1}. Give positions of training rows and labels of the model.",
-            )
-        if one_hot:
-            y[position] = 0.0
-            y[position, label] = 1.0
-        else:
-            y[position] = label
-    return y
-
-
-def _as_mapping(flips: Flips) -> dict[int, int]:
-    if isinstance(flips, Mapping):
-        return {int(position): int(label) for position, label in flips.items()}
-    positions, label = flips
-    return {int(position): int(label) for position in torch.as_tensor(positions).flatten().tolist()}

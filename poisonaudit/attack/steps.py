@@ -1,0 +1,221 @@
+"""One outer step of crafting: propose a perturbation on the linear model, advance to the solution it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from poisonaudit.attack.ensemble import Aggregate, JointGoal, JointMap, gathered, shares
+from poisonaudit.attack.inner import EstimatedMap, MethodName, minimise_estimate
+from poisonaudit.attack.objectives import Goal
+from poisonaudit.attack.perturbations import PerturbationSet
+from poisonaudit.attack.poison import embed
+from poisonaudit.problem import Problem
+from poisonaudit.sensitivity import coderivative, follow_path, graphical_derivative
+from poisonaudit.training import fit
+
+Outer = Literal["retrain", "path"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What stays the same over the whole run.
+
+    Attributes:
+        problem: clean; its inputs are what perturbations are added to.
+        solutions: the clean problem at each solution that is attacked, the model's own first.
+        goals: the objective bound at each.
+        rows: positions (k,).
+        allowed: admissible perturbations of those rows.
+        tolerance: relative gradient of warm retraining.
+        seed: of retraining and of power iterations.
+        method: how the inner problem is solved.
+        max_products: most products of one inner problem.
+        aggregate: how the goals of several solutions are taken together.
+        outer: how the next solution is found.
+    """
+
+    problem: Problem
+    solutions: Sequence[Problem]
+    goals: Sequence[Goal]
+    rows: Tensor
+    allowed: PerturbationSet
+    tolerance: float
+    seed: int
+    method: str
+    max_products: int | None
+    aggregate: Aggregate
+    outer: Outer
+
+    @property
+    def is_distance(self) -> bool:
+        """The goal ends at 0 (see `Goal`)."""
+        return self.goals[0].is_distance
+
+    def poisoned(self, delta: Tensor, at: Problem) -> Problem:
+        """The poisoned problem at the weights of `at`."""
+        return at.with_data(self.problem.x + embed(self.problem, self.rows, delta))
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A poison on the rows and the solutions that were reached with it.
+
+    Attributes:
+        delta: (k, ...).
+        problems: poisoned, at each solution.
+        value: the goals there, taken together.
+    """
+
+    delta: Tensor
+    problems: Sequence[Problem]
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One move, predicted to first order and retrained.
+
+    Attributes:
+        point: where it led.
+        predicted: the goal at the linear estimate.
+        phi: largest over the solutions; None where nothing moved.
+        converged: every retraining reached the tolerance.
+        products: used for the estimate.
+        gradients: used by retraining.
+    """
+
+    point: Point
+    predicted: float
+    phi: float | None
+    converged: bool
+    products: int
+    gradients: int
+
+
+def start_of(task: Task) -> Point:
+    """The clean solutions."""
+    values = [goal.value(each.weights) for goal, each in zip(task.goals, task.solutions, strict=True)]
+    return Point(torch.zeros_like(task.allowed.lower), task.solutions, gathered(values, task.aggregate))
+
+
+def slope_in_inputs(problems: Sequence[Problem], goals: Sequence[Goal], aggregate: Aggregate) -> tuple[Tensor, int]:
+    """Gradient of the goals, taken together, in all inputs: `B^T u`, `H u = -grad_w` at each solution.
+
+    Args:
+        problems: at each solution.
+        goals: bound at each.
+        aggregate: "mean" or "worst".
+
+    Returns:
+        A tensor like the inputs, and the products used.
+    """
+    values = [goal.value(each.weights) for goal, each in zip(goals, problems, strict=True)]
+    total, products = torch.zeros_like(problems[0].x), 0
+    for share, goal, each in zip(shares(values, aggregate), goals, problems, strict=True):
+        if share:
+            found = coderivative(each, share * goal.gradient(each.weights))
+            total, products = total + found.value, products + found.products
+    return total, products
+
+
+def propose(task: Task, current: Point, share: float) -> tuple[Tensor, int]:
+    """The perturbation that the linear model at the current point calls best, and the products it took.
+
+    Args:
+        task: what stays the same.
+        current: linearised here.
+        share: of the budget that may be used.
+
+    Returns:
+        The total perturbation of the rows (k, ...), and operator products.
+    """
+    allowed = task.allowed if share == 1.0 else task.allowed.scaled(share)
+    if task.method == "corner":
+        slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate)
+        return allowed.best_linear(-slope[task.rows]), products
+    several = len(task.goals) > 1
+    # Whole steps and few entries are relaxed here; the caller moves to the nearest admissible point.
+    found = minimise_estimate(
+        JointMap(current.problems, task.rows) if several else EstimatedMap(current.problems[0], task.rows),
+        JointGoal(task.goals, task.aggregate) if several else task.goals[0],
+        allowed.relaxed(),
+        current.delta,
+        method=cast(MethodName, task.method),
+        max_products=task.max_products,
+        seed=task.seed,
+    )
+    return found.mu, found.products
+
+
+def advance(task: Task, current: Point, delta: Tensor) -> Trial:
+    """Predict the move to `delta` by one linear step, then go to the solutions it leads to.
+
+    Args:
+        task: what stays the same; `outer` "retrain" fits warm, "path" follows the solution along the move and fits
+            only where the path is lost.
+        current: where the move starts.
+        delta: total perturbation of the rows.
+
+    Returns:
+        The trial.
+    """
+    change = embed(task.problem, task.rows, delta - current.delta)
+    reached, predicted, values = [], [], []
+    phi: float | None = None
+    converged, products, gradients = True, 0, 0
+    for goal, here in zip(task.goals, current.problems, strict=True):
+        derivative = graphical_derivative(here, change)
+        products += derivative.products
+        phi = derivative.phi if phi is None else max(phi, derivative.phi or 0.0)
+        estimate = here.weights + derivative.displacement
+        poisoned = task.poisoned(delta, here)
+        followed = follow_path(here, change) if task.outer == "path" else None
+        if followed is not None and followed.converged:
+            there = poisoned.at(followed.weights)
+        else:
+            # The estimate is only a start for training, and only where training itself would prefer it.
+            better = bool(poisoned.objective(estimate) < poisoned.objective())
+            fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed)
+            there, converged, gradients = fitted.problem, converged and fitted.converged, gradients + fitted.gradients
+        reached.append(there)
+        predicted.append(goal.value(estimate))
+        values.append(goal.value(there.weights))
+    point = Point(delta, tuple(reached), gathered(values, task.aggregate))
+    return Trial(point, gathered(predicted, task.aggregate), phi, converged, products, gradients)
+
+
+def from_clean_weights(task: Task, delta: Tensor) -> tuple[Point, list[str], int]:
+    """Where training from the clean solutions ends, as the owner's warm retraining does.
+
+    Args:
+        task: what stays the same.
+        delta: total perturbation of the rows.
+
+    Returns:
+        The point, why fits did not converge, and the gradients used.
+    """
+    fits = [fit(task.poisoned(delta, each), task.tolerance, task.seed) for each in task.solutions]
+    values = [goal.value(fitted.problem.weights) for goal, fitted in zip(task.goals, fits, strict=True)]
+    point = Point(delta, tuple(fitted.problem for fitted in fits), gathered(values, task.aggregate))
+    failures = [fitted.reason for fitted in fits if not fitted.converged]
+    return point, failures, sum(fitted.gradients for fitted in fits)
+
+
+def entry(step: int, kept: bool, trial: Trial, used: float, products: int, seconds: float) -> dict[str, Any]:
+    """One line of the history."""
+    return {
+        "step": step,
+        "predicted_objective": trial.predicted,
+        "retrained_objective": trial.point.value,
+        "phi": trial.phi,
+        "budget_used": used,
+        "converged": trial.converged,
+        "kept": kept,
+        "products": products,
+        "seconds": seconds,
+    }
