@@ -49,11 +49,11 @@ def retrain_filtered(
 ) -> dict[str, Any]:
     """Train on what a filter leaves, with controls that tell the attack's rest from the cost of fewer rows.
 
-    Arms, each trained warm (from the clean weights, as in `retrain`) and from the same fresh seeds:
-    `clean` (all rows, unpoisoned), `poisoned` (all rows), `filtered` (without the flagged rows), `random` (without as
-    many rows drawn at random), `clean_filtered` (unpoisoned, without the flagged rows). Effects count from the clean
-    arm of the same start; what is `left` of the attack counts the filtered arm from `clean_filtered`, which has lost
-    the same rows, so it is 0 once all poisoned rows are gone.
+    Arms, each trained warm (from the clean weights, as in `retrain`) and from the same fresh seeds: `clean` (all rows,
+    unpoisoned), `poisoned` (all rows), `filtered` (without the flagged rows), `random` (without as many rows drawn at
+    random, another draw for every start), `clean_filtered` (unpoisoned, without the flagged rows). Effects count from
+    the clean arm of the same start; what is `left` of the attack counts the filtered arm from `clean_filtered`, which
+    has lost the same rows, so it is 0 once all poisoned rows are gone.
 
     Args:
         problem: clean, at the clean solution.
@@ -61,7 +61,7 @@ def retrain_filtered(
         detection: of the poisoned problem's rows.
         seeds: of the fresh starts; none for warm only.
         tolerance: relative gradient of the fits.
-        seed: of the rows dropped at random.
+        seed: of the rows dropped at random; each start adds 1.
         objective: what effects are judged by; default the poison's.
         test: (x, y) for accuracies; without it accuracy is that on all clean training rows.
         effect_wanted: a name as in `poisonaudit.verify.effects.effect_name`; None for the objective's own.
@@ -70,10 +70,10 @@ def retrain_filtered(
 
     Returns:
         Plain data: `applicable`, `reason`, `detector`, `flagged`, `rows_left`, `poisoned`, `poisoned_left`,
-        `random_poisoned_left`, `effect` (its name), `effects` (arm -> warm, mean and standard error over the fresh
-        seeds), `left` (the same, with `share` of the poisoned arm's effect), `success` (arm -> rate with exact
-        interval, None where undefined), `accuracy` and `accuracy_change` from the clean arm (arm -> the same),
-        `not_converged` (arm -> number), `arms` (arm -> all runs).
+        `random_poisoned_left` (one number a start), `effect` (its name), `effects` (arm -> warm, mean and standard
+        error over the fresh seeds), `left` (the same, with `share` of the poisoned arm's effect), `success` (arm ->
+        rate with exact interval, None where undefined), `accuracy` and `accuracy_change` from the clean arm (arm ->
+        the same), `not_converged` (arm -> number), `arms` (arm -> all runs).
 
     Raises:
         UsageError: PA371, seeds are not distinct; PA372, `retrained` is of other seeds; PA301, an unknown effect.
@@ -97,15 +97,15 @@ def retrain_filtered(
     if facts["reason"]:
         return finite(facts)
     kept = (~detection.flagged.to(problem.device)).nonzero().flatten()
-    chosen = torch.randperm(problem.rows, generator=torch.Generator().manual_seed(seed))[: len(kept)]
-    chosen = chosen.sort().values.to(problem.device)
-    facts["random_poisoned_left"] = int(torch.isin(poison.rows.to(problem.device), chosen).sum())
+    draws = [_draw(problem, len(kept), seed + start) for start in range(1 + len(seeds))]
+    rows = poison.rows.to(problem.device)
+    facts["random_poisoned_left"] = [int(torch.isin(rows, chosen).sum()) for chosen in draws]
     problems = {
-        "clean": problem,
-        "poisoned": poisoned,
-        "filtered": on_rows(poisoned, kept),
-        "random": on_rows(poisoned, chosen),
-        "clean_filtered": on_rows(problem, kept),
+        "clean": [problem] * len(draws),
+        "poisoned": [poisoned] * len(draws),
+        "filtered": [on_rows(poisoned, kept)] * len(draws),
+        "random": [on_rows(poisoned, chosen) for chosen in draws],
+        "clean_filtered": [on_rows(problem, kept)] * len(draws),
     }
     arms = _given_arms(problem, retrained)
     missing = [name for name in problems if name not in arms]
@@ -167,13 +167,20 @@ def _given_arms(problem: Problem, retrained: Retrained | None) -> dict[str, _Arm
     }
 
 
-def _train(problem: Problem, seeds: Sequence[int], tolerance: float) -> _Arm:
+def _draw(problem: Problem, count: int, seed: int) -> Tensor:
+    """Positions (count,) of rows drawn at random, ascending."""
+    chosen = torch.randperm(problem.rows, generator=torch.Generator().manual_seed(seed))[:count]
+    return chosen.sort().values.to(problem.device)
+
+
+def _train(problems: Sequence[Problem], seeds: Sequence[int], tolerance: float) -> _Arm:
+    """Warm on the first problem, then fresh from each seed on the next one."""
     runs = []
-    for seed in (None, *seeds):
+    for problem, seed in zip(problems, (None, *seeds), strict=True):
         reached = fit(problem, tolerance) if seed is None else fit(problem, tolerance, seed, start="fresh")
         weights, figure = reached.problem.weights, reached.relative_gradient
         runs.append(Retraining(weights, seed, reached.converged, figure, reached.seconds, {}, reached.reason))
-    return _Arm(tuple(runs), problem.rows)
+    return _Arm(tuple(runs), problems[0].rows)
 
 
 class _Judge:

@@ -16,6 +16,7 @@ from poisonaudit.errors import PoisonAuditError, UntrustedNumber, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup
 from poisonaudit.sensitivity import row_moduli, solver_for
+from poisonaudit.sensitivity.curvature import assess_here
 from poisonaudit.verify.detectors import class_labels, nearest_neighbours
 from poisonaudit.verify.detectors.judging import auroc, recall_after, row_mask
 
@@ -67,7 +68,8 @@ def self_influence_ranking(problem: Problem, seed: int) -> Ranking:
     parts = []
     for rows in torch.arange(problem.rows, device=problem.device).split(_ROWS_AT_ONCE):
         parts.append(solver.inverse(_row_gradients(problem, rows).T.contiguous()).norm(dim=0))
-    return Ranking("self_influence", torch.cat(parts) / problem.rows)
+    note = "; ".join(assess_here(problem, solver).reasons)
+    return Ranking("self_influence", torch.cat(parts) / problem.rows, note and f"self-influence: {note}")
 
 
 def loss_ranking(problem: Problem, seed: int) -> Ranking:

@@ -14,7 +14,7 @@ from torch import Tensor
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.crafting import craft
 from poisonaudit.attack.objectives import Objective
-from poisonaudit.attack.outcome import TestRows
+from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.attack.poison import Poison
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
@@ -41,7 +41,8 @@ class StealthCurve:
 
     With A the largest AUROC over the detectors, counted as 1/2 where it is below, detectability is `2 A - 1` and
     stealth is `1 - detectability`, both in [0, 1]: stealth 1 is invisible to every detector, 0 is told apart perfectly.
-    The attacker is not adaptive: the poisons were not made to evade these detectors.
+    The attacker is not adaptive: the poisons were not made to evade these detectors. The largest of several AUROCs of
+    a few rows lies above 1/2 by chance alone (`auroc_p_value` tells), so stealth comes out too low rather than too high.
 
     Attributes:
         points: one per budget, plain data: `radius`, `rows`, `share`, `norm`, `damage`, `damage_standard_error`,
@@ -187,8 +188,8 @@ def stealth_damage(
     if len(set(keys)) < len(keys):
         raise UsageError("PA393", "two budgets have the same radius and number of rows. Keep one of each.")
     judged_on = "warm" if fresh == 0 or fresh == () or fresh == [] else "fresh"
-    clean = effect_name(objective.bind(problem).figures(problem.weights, problem.weights), damage)
-    run = _Run(problem, objective, names, clean, judged_on, seed, tolerance, test, fresh)
+    kind = effect_name(outcome(problem, problem.weights, objective), damage)
+    run = _Run(problem, objective, names, kind, judged_on, seed, tolerance, test, fresh)
     points: list[Mapping[str, Any]] = []
     for index, (key, budget) in enumerate(zip(keys, budgets, strict=True)):
         if already is not None and key in already:
