@@ -294,6 +294,13 @@ def test_one_hot_targets_are_classes_and_equal_rows_are_not_suspicious():
         assert clusters.applicable and not clusters.flagged[y == 1].any()
 
 
+def test_rows_that_stand_out_unpoisoned_are_told(net):
+    loud = net.losses().detach().argsort(descending=True)[:10]
+    found = run_detectors(net, net.weights, loud, ["loss_filter"], unpoisoned=(net, net.weights))["loss_filter"]
+    assert found["auroc"] == found["auroc_unpoisoned"] == 1.0
+    assert run_detectors(net, net.weights, loud, ["loss_filter"])["loss_filter"]["auroc_unpoisoned"] is None
+
+
 def test_the_default_share_is_that_of_the_paper_up_to_a_half():
     assert default_share(10, 200) == pytest.approx(0.075)
     assert default_share(90, 100) == 0.5

@@ -42,7 +42,7 @@ class StealthCurve:
     With A the largest AUROC over the detectors, counted as 1/2 where it is below, detectability is `2 A - 1` and
     stealth is `1 - detectability`, both in [0, 1]: stealth 1 is invisible to every detector, 0 is told apart perfectly.
     The attacker is not adaptive: the poisons were not made to evade these detectors. The largest of several AUROCs of
-    a few rows lies above 1/2 by chance alone (`auroc_p_value` tells), so stealth comes out too low rather than too high.
+    few rows lies above 1/2 by chance (`auroc_p_value` tells), so stealth comes out rather too low than too high.
 
     Attributes:
         points: one per budget, plain data: `radius`, `rows`, `share`, `norm`, `damage`, `damage_standard_error`,

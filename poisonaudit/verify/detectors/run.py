@@ -70,6 +70,8 @@ def run_detectors(
     names: Sequence[str] | None = None,
     expected_share: float | None = None,
     seed: int = 0,
+    *,
+    unpoisoned: tuple[Problem, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Run detectors on a poisoned problem and judge them; the detectors are not told which rows are poisoned.
 
@@ -80,9 +82,13 @@ def run_detectors(
         names: of `DETECTORS`; None for all.
         expected_share: what the defender assumes; None for 1.5 times the truth, at most a half.
         seed: of detectors that draw.
+        unpoisoned: the clean problem and weights trained on it, which tell how well a detector singles out the same
+            rows before they are poisoned: an attacker who chooses influential rows chooses conspicuous ones, and what
+            is found then is the choice.
 
     Returns:
-        Name -> the figures of `judge` with `seconds`; plain JSON data.
+        Name -> the figures of `judge` with `auroc_unpoisoned` (None where it was not asked for) and `seconds`; plain
+        JSON data.
 
     Raises:
         UsageError: PA301, an unknown detector; PA304, a share outside (0, 1); PA363, a position is not among the rows.
@@ -97,5 +103,8 @@ def run_detectors(
         begun = time.perf_counter()
         detection = run(problem, weights, expected_share=expected_share, seed=seed)
         seconds = time.perf_counter() - begun
-        found[name] = {**judge(detection, poisoned_rows), "seconds": seconds}
+        before = None
+        if unpoisoned is not None:
+            before = judge(run(*unpoisoned, expected_share=expected_share, seed=seed), poisoned_rows)["auroc"]
+        found[name] = {**judge(detection, poisoned_rows), "auroc_unpoisoned": before, "seconds": seconds}
     return found
