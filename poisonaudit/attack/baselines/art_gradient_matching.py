@@ -23,6 +23,7 @@ from poisonaudit.attack.baselines.art_support import (
     other_classes,
     run_art,
     targets_of,
+    without_workers,
 )
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, refused
 from poisonaudit.attack.baselines.gradient_matching import matching_loss
@@ -58,8 +59,7 @@ def art_gradient_matching(
 ) -> Poison:
     """Run ART's gradient matching with the given rows as its whole training set, so that it can choose no others.
 
-    ART poisons only rows whose label is a wanted class; the others come back untouched, and a note counts them. Its
-    step starts a worker process each time: expect 20 to 50 ms a step whatever the model.
+    ART poisons only rows whose label is a wanted class; the others come back untouched, and a note counts them.
 
     Args:
         problem: clean, cross-entropy with integer labels.
@@ -111,7 +111,8 @@ def art_gradient_matching(
             verbose=0,
         )
         labels = classes[start.rows].cpu().numpy()
-        return attack.poison(as_numpy(targets.x), targets.labels.cpu().numpy(), as_numpy(start.x), labels)[0]
+        with without_workers():
+            return attack.poison(as_numpy(targets.x), targets.labels.cpu().numpy(), as_numpy(start.x), labels)[0]
 
     delta, more = admissible(start, run_art(start, seed, work))
     if progress is not None:

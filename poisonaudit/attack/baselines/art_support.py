@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.utils.data
 from torch import Tensor, nn
 
 from poisonaudit.art_estimator import art_session, silent
@@ -177,10 +180,22 @@ def other_classes(start: Start, wanted: Tensor) -> tuple[Tensor, list[str]]:
     return fits, [f"{missing} of {len(fits)} rows are not of the wanted class, as the method takes them to be"]
 
 
+@contextlib.contextmanager
+def without_workers() -> Iterator[None]:
+    """Load batches in this process; ART starts a worker process at every step, which takes dozens of times as long."""
+    loader = torch.utils.data.DataLoader
+
+    def here(*arguments: Any, **options: Any) -> Any:
+        return loader(*arguments, **{**options, "num_workers": 0})
+
+    with mock.patch.object(torch.utils.data, "DataLoader", here):
+        yield
+
+
 def run_art(start: Start, seed: int, work: Callable[[], Any]) -> Any:
     """`work()`, seeded and silent; ART's exceptions are of every type and become one refusal."""
     try:
-        with art_session(seed), silent():
+        with art_session(seed), silent(), torch.enable_grad():
             return work()
     except Exception as trouble:
         said = " ".join(f"{type(trouble).__name__}: {trouble}".split())

@@ -124,7 +124,7 @@ class Start:
             seconds=self.seconds(),
             notes=tuple(told),
             method=self.name,
-            gradients=math.ceil(gradients) + 2 * products,
+            gradients=math.ceil(round(gradients, 6)) + 2 * products,
         )
 
 

@@ -23,7 +23,7 @@ from poisonaudit.attack.poison import Poison, embed
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
-from poisonaudit.solvers import curvature_ends
+from poisonaudit.solvers import curvature_ends, default_tolerance
 from poisonaudit.training import Progress
 
 # Hessian products for the ends of the spectrum at the target.
@@ -85,7 +85,13 @@ def gradient_canceling(
     clean = torch.zeros_like(start.x)
     if length == 0.0:
         note = "the target weights are stationary without poison, so there is nothing to cancel"
-        return start.poison(clean, 1, (), predicted={"method": start.name, "stationarity": 0.0}, notes=(note,))
+        return start.poison(
+            clean,
+            1,
+            (),
+            predicted={"method": start.name, "stationarity_ratio": None, "stationarity": 0.0},
+            notes=(note,),
+        )
     rest = whole - weight_gradient(problem, target, start.x, start.y)
 
     def loss(mu: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,12 +122,13 @@ def gradient_canceling(
     for candidate in candidates:
         reached = float(loss(candidate)[0])
         best, value = (candidate, reached) if reached < value else (best, value)
-    history.append({"step": steps, "objective": value, "seconds": start.seconds()})
+    history = [entry for entry in history if entry["step"] < found.steps]
+    history.append({"step": found.steps, "objective": value, "seconds": start.seconds()})
     at_target = problem.with_data(problem.x + embed(problem, start.rows, best)).at(target)
     smallest, largest = curvature_ends(
         linearise(at_target).hessian, problem.size, target, steps=_CURVATURE_STEPS, seed=seed
     )
-    if smallest < 0.0:
+    if smallest < -default_tolerance(problem.dtype) * largest:
         notes.append("the Hessian at the target weights has negative curvature: training is driven away from them")
     predicted = {
         "method": start.name,

@@ -25,12 +25,14 @@ class Minimum:
     Attributes:
         delta: (k, ...), in the set.
         value: loss there.
+        steps: steps made.
         evaluations: losses with gradients computed.
         ended: how it ended, in words.
     """
 
     delta: Tensor
     value: float
+    steps: int
     evaluations: int
     ended: str
 
@@ -58,7 +60,7 @@ def minimise(
     """
     mu, (tensor, gradient) = start, loss(start)
     value, evaluations, ended = float(tensor), 1, "step limit"
-    best, best_value, recent = mu, value, [value]
+    best, best_value, recent, step = mu, value, [value], 0
     # The first step reaches across the set; the search shortens it.
     span = float(gradient.abs().max())
     length = 2.0 * allowed.radius / span if span > 0 else 1.0
@@ -98,4 +100,4 @@ def minimise(
         recent = [*recent[1 - _REMEMBERED :], value]
         if value < best_value:
             best, best_value = mu, value
-    return Minimum(best, best_value, evaluations, ended)
+    return Minimum(best, best_value, step, evaluations, ended)
