@@ -44,7 +44,7 @@ def gradient_canceling(
     rows: Tensor | Sequence[int],
     seed: int = 0,
     *,
-    steps: int = 200,
+    steps: int = 500,
     progress: Progress | None = None,
     enough: float = 1e-6,
 ) -> Poison:

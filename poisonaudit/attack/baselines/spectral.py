@@ -16,6 +16,8 @@ _REMEMBERED = 10
 _DECREASE = 1e-4
 _SHORTEST, _LONGEST = 1e-12, 1e12
 _HALVINGS = 40
+# It ends where this many steps lowered the best value by less than this share.
+_PATIENCE, _PROGRESS = 50, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,7 @@ def minimise(
     mu, (tensor, gradient) = start, loss(start)
     value, evaluations, ended = float(tensor), 1, "step limit"
     best, best_value, recent, step = mu, value, [value], 0
+    trail: list[float] = []
     # The first step reaches across the set; the search shortens it.
     span = float(gradient.abs().max())
     length = 2.0 * allowed.radius / span if span > 0 else 1.0
@@ -71,6 +74,10 @@ def minimise(
             ended = "value reached"
             break
         if step == steps:
+            break
+        trail.append(best_value)
+        if len(trail) > _PATIENCE and best_value > (1 - _PROGRESS) * trail.pop(0):
+            ended = "no more progress"
             break
         toward = allowed.project(mu - length * gradient) - mu
         slope = float((gradient * toward).sum())
