@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from poisonaudit.art_estimator import art_classifier, art_session
 from poisonaudit.audit.context import Context
 from poisonaudit.audit.facts import measured, not_applicable, skipped
 from poisonaudit.results import Measure
@@ -123,40 +121,20 @@ def _width(context: Context) -> float:
 
 def _with_art(context: Context, name: str, compute: Callable[[Any], Any]) -> Any:
     """The metric's value, or a "not applicable" measure with what ART said."""
-    model, x = copy.deepcopy(context.model).float(), context.evaluation_rows
-    clip = None
-    if context.box is not None:
-        lower, upper = (torch.as_tensor(end).float().cpu() for end in context.box)
-        single = bool((lower == lower.reshape(-1)[0]).all() and (upper == upper.reshape(-1)[0]).all())
-        clip = (float(lower.reshape(-1)[0]), float(upper.reshape(-1)[0])) if single else (lower.numpy(), upper.numpy())
-    with _art_session(context.seed):
+    model = copy.deepcopy(context.model).float()
+    with art_session(context.seed):
         # ART checks its arguments and its models with plain exceptions of every type: none of them may stop an audit.
         try:
-            from art.estimators.classification import PyTorchClassifier
-
-            classifier = PyTorchClassifier(
-                model=model,
-                # The sum: ART differentiates the loss of the whole batch, so a mean would shrink every row by 1/n.
-                loss=nn.CrossEntropyLoss(reduction="sum"),
-                input_shape=tuple(x.shape[1:]),
-                nb_classes=context.outputs,
-                clip_values=clip,
+            classifier = art_classifier(
+                model,
+                tuple(context.evaluation_rows.shape[1:]),
+                context.outputs,
+                context.box,
+                # ART differentiates the loss of the whole batch, so a mean would shrink every row by 1/n.
+                reduction="sum",
                 device_type="gpu" if context.problem.device.type == "cuda" else "cpu",
             )
             return compute(classifier)
         except Exception as trouble:
             said = " ".join(f"{type(trouble).__name__}: {trouble}".split())
             return not_applicable(name, f"not applicable: ART could not compute it ({said})")
-
-
-@contextmanager
-def _art_session(seed: int) -> Iterator[None]:
-    """Seed the global numpy state that ART draws from, put it back afterwards, and keep ART's warnings out."""
-    state = np.random.get_state()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        np.random.set_state(state)
