@@ -233,8 +233,10 @@ def test_frozen_models_are_attacked_and_stay_frozen(classifier, digits, target):
     assert attack.predicted_["valid"] and attack.predicted_["margin_change"] > 0
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("norm", [np.inf, "inf", 1, 2])
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [(np.inf, np.float32), ("inf", np.float64), (1, np.float32), (2, np.float32), (np.inf, np.float16)],
+)
 def test_poison_has_the_type_and_shape_given_and_lies_in_budget_and_box(classifier, digits, target, norm, dtype):
     eps = 0.1 if norm in (np.inf, "inf") else 0.5
     x, y = digits[0].astype(dtype), np.eye(CLASSES, dtype=np.float32)[digits[1]]
@@ -248,23 +250,24 @@ def test_poison_has_the_type_and_shape_given_and_lies_in_budget_and_box(classifi
     assert set(changed) <= set(attack.poison_indices_) and len(changed)
     size = np.linalg.norm(moved.reshape(len(x), -1), ord=float(norm), axis=1)
     # float32 is rounded towards the clean rows; in float64 a sum may end one rounding beyond.
-    slack = 0.0 if dtype == np.float32 else 1e-12
+    slack = 1e-12 if dtype == np.float64 else 0.0
     assert 0.9 * eps < size.max() <= eps * (1 + 1e-12) + slack
     assert x_poison.min() >= 0.0 - slack and x_poison.max() <= 1.0 + slack
     assert attack.delta_.shape == (8, 64)
-    np.testing.assert_allclose(moved[attack.poison_indices_], attack.delta_, atol=1e-7)
+    np.testing.assert_allclose(moved[attack.poison_indices_], attack.delta_, atol=np.finfo(dtype).eps)
     assert [entry["step"] for entry in attack.history_][0] == 0 and len(attack.history_) > 1
 
 
 def test_label_forms_agree_and_others_are_refused(classifier, digits, target):
     x, y = digits[:2]
     attack = SolutionSetPoisoningAttack(classifier, *target, **QUICK)
-    first = attack.poison(x, y)[0]
-    for form in (y[:, None], np.eye(CLASSES)[y], y.astype(np.float32)):
-        again, labels = attack.poison(x, form)
-        assert np.array_equal(again, first) and np.array_equal(labels, form) and labels.dtype == form.dtype
+    first, _ = attack.poison(x, y)
+    for form in (y[:, None], np.eye(CLASSES)[y], y.astype(np.float32), y.astype(np.uint8)):
+        assert torch.equal(problem_from_classifier(classifier, x, form).y, attack.problem_.y)
+    column = y[:, None].astype(np.int32)
     one_hot = SolutionSetPoisoningAttack(classifier, target[0][None], np.eye(CLASSES)[target[1]], **QUICK)
-    assert np.array_equal(one_hot.poison(x, y)[0], first)
+    again, labels = one_hot.poison(x, column)
+    assert np.array_equal(again, first) and np.array_equal(labels, column) and labels.dtype == column.dtype
     soft = np.full((len(y), CLASSES), 1 / CLASSES)
     for wrong, code in [(None, "PA346"), (soft, "PA211"), (y + 1, "PA212"), (y[:-1], "PA211"), (y - 0.5, "PA211")]:
         with pytest.raises(ValueError, match=code):
@@ -429,12 +432,12 @@ def test_art_and_native_retraining_reach_what_was_predicted(trained, digits, tar
     model = copy.deepcopy(trained)
     settings = {"lr": 0.2, "momentum": 0.9, "weight_decay": DECAY}
     classifier = classifier_of(model, optimizer=torch.optim.SGD(model.parameters(), **settings))
-    attack = SolutionSetPoisoningAttack(classifier, *target, eps=0.3, percent_poison=0.2, decay=DECAY, verbose=False)
+    attack = SolutionSetPoisoningAttack(classifier, *target, eps=0.3, percent_poison=0.2, **{**QUICK, "steps": 3})
     x_poison, y_poison = attack.poison(*digits[:2])
 
     def margin(x: np.ndarray, y: np.ndarray) -> float:
         clone = classifier.clone_for_refitting()
-        clone.fit(x, y, batch_size=len(x), nb_epochs=1200)
+        clone.fit(x, y, batch_size=len(x), nb_epochs=800)
         scores = clone.predict(target[0][None])[0]
         return float(scores[target[1]] - np.delete(scores, target[1]).max())
 
@@ -485,9 +488,5 @@ def test_progress_goes_to_stderr_and_stops_with_the_attack(classifier, digits, t
 
 
 def test_the_package_does_not_import_art():
-    code = (
-        "import sys, poisonaudit, poisonaudit.attack, poisonaudit.cli.main;"
-        "poisonaudit.craft, poisonaudit.audit, poisonaudit.retrain;"
-        "assert 'art' not in sys.modules"
-    )
+    code = "import sys, poisonaudit.attack, poisonaudit.cli.main; assert 'art' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
