@@ -380,6 +380,20 @@ def test_the_standardisation_goes_inside_the_model(shape, mean, deviation):
     assert 0 < np.abs(x_poison - x).max() <= 0.05 and attack.predicted_["valid"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_works_on_the_classifiers_device(trained, digits, target):
+    classifier = classifier_of(copy.deepcopy(trained), device_type="gpu", clip_values=(np.zeros(64), np.ones(64)))
+    assert next(classifier.model.parameters()).is_cuda
+    before = Frozen(classifier)
+    attack = SolutionSetPoisoningAttack(classifier, *target, **QUICK)
+    x_poison, _ = attack.poison(*digits[:2], test=digits[2:])
+    before.assert_same()
+    assert attack.problem_.device.type == "cuda" and attack.predicted_["margin_change"] > 0
+    here, _ = SolutionSetPoisoningAttack(classifier_of(copy.deepcopy(trained)), *target, **QUICK).poison(*digits[:2])
+    np.testing.assert_allclose(x_poison, here, atol=1e-6)
+
+
 def test_clip_values_are_the_box_entry_by_entry(trained, digits, target):
     lower, upper = np.zeros(64, dtype=np.float32), np.full(64, 0.6, dtype=np.float32)
     upper[:32] = 1.0
