@@ -496,9 +496,14 @@ def test_detectors_of_art_take_the_result_and_their_hooks_do_no_harm(digits, tar
     assert all(watched._features[name] is value for name, value in seen.items())
 
 
-def test_progress_goes_to_stderr_and_stops_with_the_attack(classifier, digits, target, capfd):
-    SolutionSetPoisoningAttack(classifier, *target, decay=DECAY, steps=1, verbose=True).poison(*digits[:2])
-    assert capfd.readouterr().out == ""
+def test_progress_goes_to_stderr_where_it_can_be_seen(classifier, digits, target, capfd, monkeypatch):
+    for terminal, verbose in [(False, True), (True, True), (True, False)]:
+        monkeypatch.setenv("TERM", "xterm")
+        for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+            monkeypatch.setenv(name, "1") if terminal else monkeypatch.delenv(name, raising=False)
+        SolutionSetPoisoningAttack(classifier, *target, **{**QUICK, "verbose": verbose}).poison(*digits[:2])
+        out, err = capfd.readouterr()
+        assert out == "" and ("step 1 of 1" in err or "solution-set poisoning" in err) == (terminal and verbose)
 
 
 def test_the_package_does_not_import_art():
