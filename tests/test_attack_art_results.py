@@ -17,6 +17,9 @@ from poisonaudit.attack import Budget, FlipPrediction, FlipPredictions, TargetWe
 from poisonaudit.attack.art import SolutionSetPoisoningAttack
 from poisonaudit.attack.art_problem import problem_from_classifier
 
+# The shared fixtures, which tests name as arguments.
+__all__ = ["classifier", "digits", "target", "trained"]
+
 
 def native_problem(model: nn.Module, digits) -> Problem:
     """Written down by hand, not by the adapter."""
