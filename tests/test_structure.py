@@ -20,7 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"errors", "registry"},
     "problem": {"errors", "layers", "losses"},
     "data": {"errors", "registry", "spec", "store"},
-    "models": {"errors", "registry", "spec", "store"},
+    "models": {"errors", "registry", "spec", "store", "code_files"},
+    "code_files": {"errors", "spec", "store"},
     "store": {"errors", "results"},
     "operators": COMMON,
     "solvers": COMMON,
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": COMMON
     | {"operators", "solvers", "training", "validity", "sensitivity", "lipschitz", "tangent", "weight_noise"},
     "attack": COMMON | {"operators", "solvers", "training", "validity", "sensitivity"},
-    "verify": COMMON | {"training", "attack"},
+    "verify": COMMON | {"training", "warm_up", "attack", "code_files"},
     "gates": {"errors", "registry", "results", "audit"},
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},
