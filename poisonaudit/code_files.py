@@ -127,9 +127,7 @@ def _failed(path: Path, name: str, error: BaseException) -> InputRefused:
     line = _line(path, error)
     where = "" if line is None else f" at line {line}"
     reason = " ".join(str(error).split())[:300]
-    return InputRefused(
-        "PA131", f"{path.name}:{name} failed{where}: {type(error).__name__}: {reason}. Mend the file."
-    )
+    return InputRefused("PA131", f"{path.name}:{name} failed{where}: {type(error).__name__}: {reason}. Mend the file.")
 
 
 def _line(path: Path, error: BaseException) -> int | None:

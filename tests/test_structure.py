@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": COMMON
     | {"operators", "solvers", "training", "validity", "sensitivity", "lipschitz", "tangent", "weight_noise"},
     "attack": COMMON | {"operators", "solvers", "training", "validity", "sensitivity"},
-    "verify": COMMON | {"training", "warm_up", "attack", "code_files"},
+    "verify": COMMON | {"layers", "training", "warm_up", "attack", "code_files"},
     "gates": {"errors", "registry", "results", "audit"},
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},
