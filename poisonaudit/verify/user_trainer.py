@@ -37,8 +37,9 @@ class FileTrainer:
         return self.code.sources
 
     def __str__(self) -> str:
-        """What trained, in words: file, function and the start of the file's digest."""
-        return f"{self.code.path.name}:{self.code.name} (sha256 {self.code.sha256[:12]})"
+        """What trained, in words: file, function, options and the start of the file's digest."""
+        options = "".join(f", {key}={value}" for key, value in self.code.options.items())
+        return f"{self.code.path.name}:{self.code.name}{options} (sha256 {self.code.sha256[:12]})"
 
     def __call__(self, problem: Problem, seed: int) -> Any:
         """Call the user's function; see `CodeFunction.call` for what happens when it fails."""

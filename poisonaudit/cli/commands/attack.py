@@ -62,8 +62,11 @@ def command(
         print_json(attacked.result.to_json())
     else:
         from poisonaudit.cli.tables import attack_text
+        from poisonaudit.cli.training_table import trainings_text
 
         click.echo(attack_text(attacked.result))
+        if trainings := trainings_text(attacked.result):
+            click.echo(f"\n{trainings}")
         click.echo(f"\nreport: {attacked.path / 'report.html'}")
     if any(gate.outcome != "PASS" for gate in attacked.result.gates):
         click.get_current_context().exit(EXIT_THRESHOLD)
