@@ -119,7 +119,9 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     """
     warm = _outcome(result.retrained.get("warm"))
     fresh = [_outcome(entry) for entry in result.retrained.get("fresh") or ()]
-    loose = sum(1 for entry in [*fresh, *([] if fresh else [warm])] if entry.get("converged") is False)
+    # The user's own training is judged as it is: it aims at no tolerance.
+    aimed = [entry for entry in (fresh or [warm]) if entry.get("kind", "tight") == "tight"]
+    loose = sum(1 for entry in aimed if entry.get("converged") is False)
     found = []
     if any(_number(entry, "movement") is not None for entry in [warm, *fresh]):
         found.append(_movement(result, warm, fresh, loose))

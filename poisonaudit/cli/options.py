@@ -41,7 +41,7 @@ _SHARED: dict[str, Callable[[Any], Any]] = {
     "trust-code": click.option(
         "--trust-code",
         is_flag=True,
-        help="Run the code of --model file.py:factory. Nothing isolates it: only for code you wrote or read.",
+        help="Run the code of file.py:factory and file.py:train. Nothing isolates it: only for code you wrote or read.",
     ),
     "model": click.option(
         "--model", metavar="M", help="Architecture, e.g. mlp:64-32-10?activation=tanh; see ls models."

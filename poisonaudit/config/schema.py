@@ -181,10 +181,23 @@ class CraftConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
 class RetrainConfig:
-    """How the prediction is checked: one warm retraining, and `fresh` ones from new seeds, each with a control."""
+    """How the prediction is checked: one warm retraining, and others from new seeds, each with a control.
+
+    `fresh` seeds are trained tightly, and by `trainer` (file.py:train) where one is named; `loose` seeds (default: as
+    many) loosely, by `loose_epochs` of Adam.
+    """
 
     fresh: Annotated[int, Field(ge=0, le=1000)] = 5
     tolerance: Positive = 1e-10
+    loose: Annotated[int, Field(ge=0, le=1000)] | None = None
+    loose_epochs: Count = 40
+    trainer: Text | None = None
+
+    @model_validator(mode="after")
+    def _trainer_needs_seeds(self) -> RetrainConfig:
+        if self.trainer is not None and self.fresh == 0:
+            raise ValueError("a trainer is named, but fresh is 0; give fresh: 5")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from poisonaudit.code_files import names_code
 from poisonaudit.errors import InputRefused
-from poisonaudit.models.factory import IMAGES_OPTION, SOURCES_ATTRIBUTE, from_file, names_code
+from poisonaudit.models.factory import IMAGES_OPTION, SOURCES_ATTRIBUTE, from_file
 from poisonaudit.models.foreign import timm_model, torchvision_model
 from poisonaudit.models.lenet import lenet
 from poisonaudit.models.mlp import linear, mlp

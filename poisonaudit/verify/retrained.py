@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from poisonaudit.verify.statistics import mean_and_error, success_rate
+from poisonaudit.verify.summary import not_predicted, summarise
+
+# How a run was trained: by `fit` to its tolerance, by minibatches without polishing, by the user's own procedure.
+Kind = Literal["tight", "loose", "trainer"]
 
 # What predicted and retrained are compared in: changes, which fresh seeds can share although their margins differ.
 PAIRED = ("movement", "margin_change")
@@ -22,11 +24,13 @@ class Retraining:
     Attributes:
         weights: reached (p,).
         seed: of the initialisation; None for a warm start.
-        converged: relative gradient at most the tolerance asked for.
+        converged: relative gradient at most the tolerance asked for; loose training and a user's own hardly are, and
+            their weights are judged as they are.
         relative_gradient: `|R| / (lambda_max |w|)` reached.
         seconds: wall time.
         outcome: see `poisonaudit.attack.outcome`; fresh poisoned seeds are judged against their own control.
         reason: how it ended, in words.
+        kind: how it was trained.
     """
 
     weights: Tensor
@@ -36,11 +40,13 @@ class Retraining:
     seconds: float
     outcome: Mapping[str, Any]
     reason: str = ""
+    kind: Kind = "tight"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data without the weights."""
         return {
             "seed": self.seed,
+            "kind": self.kind,
             "converged": self.converged,
             "relative_gradient": self.relative_gradient,
             "seconds": self.seconds,
@@ -51,66 +57,96 @@ class Retraining:
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """The same training without poison.
+    """The same trainings without poison, from the seeds of the poisoned runs, in the same order.
 
     Attributes:
         warm: the clean weights, polished.
-        fresh: clean data from the seeds of the poisoned runs, in the same order.
+        tight: by `fit`, to its tolerance.
+        loose: by loose training.
+        trainer: by the user's own training.
     """
 
     warm: Retraining
-    fresh: tuple[Retraining, ...]
+    tight: tuple[Retraining, ...] = ()
+    loose: tuple[Retraining, ...] = ()
+    trainer: tuple[Retraining, ...] = ()
+
+    @property
+    def fresh(self) -> tuple[Retraining, ...]:
+        """The controls of `Retrained.fresh`."""
+        return self.trainer or self.tight
+
+    def runs(self, kind: Kind) -> tuple[Retraining, ...]:
+        """The fresh runs of one kind."""
+        return {"tight": self.tight, "loose": self.loose, "trainer": self.trainer}[kind]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: {"warm": ..., "fresh": [...]}."""
-        return {"warm": self.warm.to_json(), "fresh": [run.to_json() for run in self.fresh]}
+        """Plain data: "warm", and lists "fresh", "tight", "loose", "trainer"."""
+        return {"warm": self.warm.to_json(), **_lists(self)}
 
 
 @dataclass(frozen=True, eq=False)
 class Retrained:
     """What really happens with the poison.
 
+    Every procedure is shown beside the others, because they differ: tight minima are what predictions are about, and
+    overstate what the poison does to models that are trained loosely or by the user's own procedure.
+
     Attributes:
-        warm: training continued from the clean weights on the poisoned rows.
-        fresh: training from new seeds on the poisoned rows, by `fit` or by the user's own trainer.
-        control: the same without poison.
+        warm: training continued from the clean weights on the poisoned rows, tight.
+        tight: training from new seeds on the poisoned rows by `fit`, to its tolerance.
+        control: the same trainings without poison.
         predicted: the poison's predicted outcome.
+        loose: by loose training, from the same seeds.
+        trainer: by the user's own training, from the same seeds; empty where none was given.
+        notes: what was not trained, and why.
     """
 
     warm: Retraining
-    fresh: tuple[Retraining, ...]
+    tight: tuple[Retraining, ...]
     control: Control
     predicted: Mapping[str, Any] = field(default_factory=dict)
+    loose: tuple[Retraining, ...] = ()
+    trainer: tuple[Retraining, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fresh(self) -> tuple[Retraining, ...]:
+        """The fresh runs that the attack is judged by: the user's own training where one was given, else the tight."""
+        return self.trainer or self.tight
+
+    def runs(self, kind: Kind) -> tuple[Retraining, ...]:
+        """The fresh runs of one kind."""
+        return {"tight": self.tight, "loose": self.loose, "trainer": self.trainer}[kind]
 
     def summary(self, level: float = 0.95) -> dict[str, Any]:
-        """Success rates with exact intervals, mean paired changes, and runs that did not converge.
+        """Success rates with exact intervals, paired changes with tests, and how far the prediction was off.
 
         Args:
             level: confidence level of the intervals.
 
         Returns:
-            Plain data: `fresh_runs`, `not_converged` (fresh, poisoned), `warm_success`, `success` and
-            `control_success` (None where the objective defines no success; every fresh run counts, converged or
-            not), `paired` (quantity -> mean, standard_error, predicted, warm), `accuracy_change`.
+            Plain data: the entries of `summarise` for `fresh`; the same again under "tight", "loose" and "trainer",
+            None for a procedure that was not used; `warm_converged`, `warm_success`; `not_predicted` (why the
+            prediction must not be used, None where it may); `notes`.
         """
-        runs, controls = self.fresh, self.control.fresh
+        found = {kind: self._group(kind, level) for kind in ("tight", "loose", "trainer")}
+        judged = found["trainer"] or found["tight"] or self._group("tight", level, empty=True)
+        assert judged is not None
         return {
-            "fresh_runs": len(runs),
-            "not_converged": sum(not run.converged for run in runs),
-            "control_not_converged": sum(not run.converged for run in controls),
+            **judged,
             "warm_converged": self.warm.converged,
             "warm_success": self.warm.outcome.get("success"),
-            "success": _rate(runs, level),
-            "control_success": _rate(controls, level),
-            "paired": {key: self._paired(key) for key in PAIRED if key in self.warm.outcome},
-            "accuracy_change": _accuracy_change(runs, controls),
+            "not_predicted": not_predicted(self.predicted),
+            **found,
+            "notes": list(self.notes),
         }
 
     def records(self) -> list[dict[str, Any]]:
-        """Predicted beside retrained, one record per retraining and quantity.
+        """Predicted beside retrained, one record per quantity and retraining, warm and fresh.
 
         Returns:
-            Dicts with `quantity`, `start` ("warm" or "fresh"), `seed`, `predicted`, `retrained`, `ratio`
+            Dicts with `quantity`, `start` ("warm" or "fresh"), `kind`, `seed`, `predicted`, `retrained`, `ratio`
             (retrained / predicted, None at 0), `converged`.
         """
         found = []
@@ -123,6 +159,7 @@ class Retrained:
                     {
                         "quantity": key,
                         "start": "warm" if run.seed is None else "fresh",
+                        "kind": run.kind,
                         "seed": run.seed,
                         "predicted": predicted,
                         "retrained": reached,
@@ -133,39 +170,33 @@ class Retrained:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: {"warm": ..., "fresh": [...], "summary": ..., "records": [...]}; see `control.to_json`."""
+        """Plain data without weights; the controls are in `control.to_json`.
+
+        Returns:
+            "warm"; lists "fresh" (the runs that the attack is judged by, again), "tight", "loose" and "trainer";
+            "summary" and "records".
+        """
         return {
             "warm": self.warm.to_json(),
-            "fresh": [run.to_json() for run in self.fresh],
+            **_lists(self),
             "summary": self.summary(),
             "records": self.records(),
         }
 
-    def _paired(self, key: str) -> dict[str, Any]:
-        mean, error = mean_and_error([run.outcome[key] for run in self.fresh])
-        return {
-            "mean": mean,
-            "standard_error": error,
-            "predicted": self.predicted.get(key),
-            "warm": self.warm.outcome[key],
-        }
+    def _group(self, kind: Kind, level: float, *, empty: bool = False) -> dict[str, Any] | None:
+        runs = self.runs(kind)
+        if not runs and not empty:
+            return None
+        return summarise(runs, self.control.runs(kind), self.warm, self.predicted, PAIRED, level)
 
 
-def _rate(runs: Sequence[Retraining], level: float) -> dict[str, Any] | None:
-    """Successes among runs; None if the objective leaves success undefined or there are no runs."""
-    outcomes = [run.outcome.get("success") for run in runs]
-    if not outcomes or any(success is None for success in outcomes):
-        return None
-    return dataclasses.asdict(success_rate(sum(map(bool, outcomes)), len(outcomes), level))
-
-
-def _accuracy_change(runs: Sequence[Retraining], controls: Sequence[Retraining]) -> dict[str, Any] | None:
-    """Mean change of test accuracy from control to poisoned, over the seeds."""
-    pairs = [
-        (run.outcome["test_accuracy"], control.outcome["test_accuracy"])
-        for run, control in zip(runs, controls, strict=True)
-    ]
-    if not pairs or any(value is None for pair in pairs for value in pair):
-        return None
-    mean, error = mean_and_error([poisoned - clean for poisoned, clean in pairs])
-    return {"mean": mean, "standard_error": error}
+def _lists(runs: Retrained | Control) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: [run.to_json() for run in group]
+        for name, group in (
+            ("fresh", runs.fresh),
+            ("tight", runs.tight),
+            ("loose", runs.loose),
+            ("trainer", runs.trainer),
+        )
+    }

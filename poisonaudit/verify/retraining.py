@@ -4,21 +4,53 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.outcome import TestRows, outcome
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
-from poisonaudit.training import Progress, fit, relative_gradient
-from poisonaudit.verify.retrained import Control, Retrained, Retraining
+from poisonaudit.training import Progress, fit, initialise, relative_gradient
+from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
+from poisonaudit.verify.trainers import MinibatchTrainer, Trainer, loose_trainer
+from poisonaudit.verify.user_trainer import FileTrainer, trained_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from poisonaudit.attack.poison import Poison
 
-Trainer = Callable[[Problem, int], Tensor]
+_KINDS: tuple[Kind, ...] = ("trainer", "tight", "loose")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training to be done.
+
+    Attributes:
+        kind: how.
+        seed: of the fresh start; None for a warm one.
+        poisoned: on poisoned or on clean rows.
+    """
+
+    kind: Kind
+    seed: int | None
+    poisoned: bool
+
+    @property
+    def text(self) -> str:
+        """What is done, in words."""
+        if self.seed is None:
+            return "retraining warm on poisoned rows" if self.poisoned else "control: clean weights polished"
+        how = {"tight": "", "loose": "loose training, ", "trainer": "own training, "}[self.kind]
+        return (
+            f"{how}retraining seed {self.seed} on poisoned rows"
+            if self.poisoned
+            else (f"{how}control: seed {self.seed} on clean rows")
+        )
 
 
 def retrain(
@@ -27,6 +59,8 @@ def retrain(
     fresh: int | Sequence[int] = 5,
     trainer: Trainer | None = None,
     *,
+    loose: Trainer | bool = True,
+    tight: bool = True,
     seed: int = 0,
     objective: Objective | None = None,
     test: TestRows | None = None,
@@ -36,66 +70,153 @@ def retrain(
 ) -> Retrained:
     """Train again with the poison in place and say what it did.
 
-    Warm: `fit` from the clean weights on the poisoned rows. Fresh: new seeds `seed + 1 ... seed + fresh`, by `fit`
-    or by the user's own procedure. Control: the clean weights polished, and the same seeds on clean rows. Runs that
-    do not converge are kept and marked.
+    Warm: `fit` from the clean weights on the poisoned rows. Fresh: new seeds `seed + 1 ... seed + fresh`, tight (by
+    `fit`), loose (40 epochs of Adam) and by the user's own procedure; `.fresh` is the user's where one is given, else
+    the tight. Control: the clean weights polished, and every fresh training again on clean rows. Runs that do not
+    converge are kept and marked.
 
     Args:
         problem: clean, at the clean solution.
         poison: from `craft`.
         fresh: how many fresh seeds, or the seeds themselves.
-        trainer: (problem, seed) -> weights (p,), the user's own training procedure, for fresh runs and their
-            control; its weights are judged as they are, not polished.
+        trainer: (problem, seed) -> weights (p,), a state dict or the trained module: the user's own training
+            procedure; its weights are judged as they are, not polished. Global generators are seeded before each call
+            and put back after it.
+        loose: True for `loose_trainer()`, another trainer in its place, or False for none.
+        tight: False leaves out the fresh fits, where the user's own training is all that can be paid for.
         seed: base of the fresh seeds.
         objective: what outcomes are judged by; default the poison's.
         test: (x, y) test rows for accuracies.
         tolerance: relative gradient of the fits.
-        control: of an earlier call with the same problem, seeds and trainer, to save its training.
+        control: of an earlier call with the same problem, seeds and trainers, to save its training; what it lacks is
+            trained.
         progress: called with a message and a fraction.
 
     Returns:
-        All runs with their outcomes.
+        All runs with their outcomes. Where the model cannot be initialised afresh and a trainer is given, tight and
+        loose training from new seeds are left out, with a note.
 
     Raises:
         UsageError: PA371, bad seeds; PA372, a control from other seeds.
+        InputRefused: PA124, PA125, a trainer's weights do not fit.
     """
     seeds = _seeds(fresh, seed)
-    if control is not None and [run.seed for run in control.fresh] != seeds:
-        raise UsageError(
-            "PA372",
-            f"the control was trained from seeds {[run.seed for run in control.fresh]}, this run asks for {seeds}. "
-            "Pass the same seeds, or leave control out.",
-        )
-    aim = poison.objective if objective is None else objective
+    procedures: dict[Kind, Trainer] = {} if trainer is None else {"trainer": trainer}
+    if loose is not False:
+        procedures["loose"] = loose_trainer() if loose is True else loose
+    plan: dict[Kind, Sequence[int]] = dict.fromkeys(procedures, seeds)
+    if tight:
+        plan["tight"] = seeds
+    plan, notes = drawable(problem, plan)
+    kept = {} if control is None else _kept(control, plan)
     poisoned = problem.with_data(problem.x + poison.perturbation(problem))
-    total, done = 2 + 2 * len(seeds), 0
+    total, done = 2 + 2 * sum(map(len, plan.values())), 0
 
-    def say(what: str) -> None:
+    def train(training: Training) -> Retraining:
         nonlocal done
         if progress is not None:
-            progress(f"retraining: {what}", done / total)
+            progress(training.text, done / total)
         done += 1
+        if training in kept:
+            return kept[training]
+        rows = poisoned if training.poisoned else problem
+        if training.kind == "tight":
+            return _fitted(rows, training.seed, tolerance)
+        assert training.seed is not None
+        return trained(procedures[training.kind], rows, training.seed, tolerance)
 
-    def judged(run: Retraining, reference: Tensor | None = None) -> Retraining:
-        figures = outcome(problem, run.weights, aim, test, reference=reference)
-        return Retraining(run.weights, run.seed, run.converged, run.relative_gradient, run.seconds, figures, run.reason)
+    aim = poison.objective if objective is None else objective
+    return retrainings(problem, plan, train, aim, poison.predicted, test, notes)
 
-    say("clean weights polished")
-    clean_warm = _warm(problem, tolerance) if control is None else control.warm
-    say("warm on poisoned rows")
-    warm = _warm(poisoned, tolerance)
-    clean_fresh, runs = [], []
-    for index, each in enumerate(seeds):
-        say(f"seed {each}, clean rows")
-        clean_fresh.append(_fresh(problem, each, trainer, tolerance) if control is None else control.fresh[index])
-        say(f"seed {each}, poisoned rows")
-        runs.append(_fresh(poisoned, each, trainer, tolerance))
+
+def retrainings(
+    problem: Problem,
+    plan: Mapping[Kind, Sequence[int]],
+    train: Callable[[Training], Retraining],
+    objective: Objective,
+    predicted: Mapping[str, Any],
+    test: TestRows | None = None,
+    notes: Sequence[str] = (),
+) -> Retrained:
+    """Do every training of a plan, each fresh one after its control, and judge them all alike.
+
+    Args:
+        problem: clean, at the clean solution.
+        plan: kind of training -> its seeds.
+        train: does one training, or takes it from where it is kept.
+        objective: what outcomes are judged by.
+        predicted: the poison's predicted outcome.
+        test: (x, y) test rows for accuracies.
+        notes: what was left out, and why.
+
+    Returns:
+        All runs with their outcomes.
+    """
+
+    def judged(run: Retraining, kind: Kind, reference: Tensor | None = None) -> Retraining:
+        return replace(run, outcome=outcome(problem, run.weights, objective, test, reference=reference), kind=kind)
+
+    # The warm control first: it shows how far the clean weights were from the minimum.
+    clean_warm = judged(train(Training("tight", None, False)), "tight")
+    warm = judged(train(Training("tight", None, True)), "tight")
+    clean: dict[Kind, list[Retraining]] = {kind: [] for kind in _KINDS}
+    runs: dict[Kind, list[Retraining]] = {kind: [] for kind in _KINDS}
+    # The user's own training first: what is wrong with it shows before the long fits.
+    for kind in _KINDS:
+        for each in plan.get(kind, ()):
+            control = train(Training(kind, each, False))
+            runs[kind].append(judged(train(Training(kind, each, True)), kind, control.weights))
+            clean[kind].append(judged(control, kind))
     return Retrained(
-        warm=judged(warm),
-        fresh=tuple(judged(run, clean.weights) for run, clean in zip(runs, clean_fresh, strict=True)),
-        control=Control(judged(clean_warm), tuple(judged(run) for run in clean_fresh)),
-        predicted=poison.predicted,
+        warm=warm,
+        tight=tuple(runs["tight"]),
+        control=Control(clean_warm, *(tuple(clean[kind]) for kind in ("tight", "loose", "trainer"))),
+        predicted=predicted,
+        loose=tuple(runs["loose"]),
+        trainer=tuple(runs["trainer"]),
+        notes=tuple(notes),
     )
+
+
+def trained(trainer: Trainer, problem: Problem, seed: int, tolerance: float) -> Retraining:
+    """One training by loose training or by the user's own, its outcome still empty.
+
+    Args:
+        trainer: (problem, seed) -> weights (p,), a state dict or a module.
+        problem: to be trained.
+        seed: handed on.
+        tolerance: relative gradient up to which the weights count as converged.
+
+    Returns:
+        The run.
+    """
+    begun = time.perf_counter()
+    weights = trained_weights(trainer, problem, seed)
+    seconds = time.perf_counter() - begun
+    figure = relative_gradient(problem.at(weights))
+    told = str(trainer) if isinstance(trainer, MinibatchTrainer | FileTrainer) else "the given trainer's weights"
+    return Retraining(weights, seed, figure <= tolerance, figure, seconds, {}, told)
+
+
+def drawable(problem: Problem, plan: Mapping[Kind, Sequence[int]]) -> tuple[dict[Kind, Sequence[int]], tuple[str, ...]]:
+    """Leave tight and loose training out where fresh weights cannot be drawn and the user's own training can do it.
+
+    Args:
+        problem: whose model is to be initialised.
+        plan: kind of training -> its seeds.
+
+    Returns:
+        The plan and a note on what was left out.
+    """
+    if not plan.get("trainer"):
+        return dict(plan), ()
+    try:
+        initialise(problem, 0)
+    except InputRefused as refusal:
+        if refusal.code != "PA126":
+            raise
+        return {"trainer": plan["trainer"]}, (f"tight and loose training from new seeds: {refusal.message}",)
+    return dict(plan), ()
 
 
 def _seeds(fresh: int | Sequence[int], seed: int) -> list[int]:
@@ -106,27 +227,35 @@ def _seeds(fresh: int | Sequence[int], seed: int) -> list[int]:
     return seeds
 
 
-def _warm(problem: Problem, tolerance: float) -> Retraining:
-    reached = fit(problem, tolerance)
+def _kept(control: Control, plan: Mapping[Kind, Sequence[int]]) -> dict[Training, Retraining]:
+    """The runs of an earlier control that serve here."""
+    kept = {Training("tight", None, False): control.warm}
+    for kind, seeds in plan.items():
+        runs = control.runs(kind)
+        if runs and [run.seed for run in runs] != list(seeds):
+            raise UsageError(
+                "PA372",
+                f"the control was trained from seeds {[run.seed for run in runs]}, this run asks for {list(seeds)}. "
+                "Pass the same seeds, or leave control out.",
+            )
+        kept |= {Training(kind, run.seed, False): run for run in runs}
+    return kept
+
+
+def _fitted(problem: Problem, seed: int | None, tolerance: float) -> Retraining:
+    """One fit, warm from the problem's weights without a seed, fresh with one."""
+    # A copy: a factorisation that one fit leaves behind would change the last bits of the next.
+    alone = problem.with_data(problem.x)
+    if seed is None:
+        reached = fit(alone, tolerance)
+    else:
+        reached = fit(alone, tolerance, seed, start="fresh")
     return Retraining(
-        reached.problem.weights, None, reached.converged, reached.relative_gradient, reached.seconds, {}, reached.reason
+        reached.problem.weights,
+        seed,
+        reached.converged,
+        reached.relative_gradient,
+        reached.seconds,
+        {},
+        reached.reason,
     )
-
-
-def _fresh(problem: Problem, seed: int, trainer: Trainer | None, tolerance: float) -> Retraining:
-    if trainer is None:
-        reached = fit(problem, tolerance, seed, start="fresh")
-        return Retraining(
-            reached.problem.weights,
-            seed,
-            reached.converged,
-            reached.relative_gradient,
-            reached.seconds,
-            {},
-            reached.reason,
-        )
-    begun = time.perf_counter()
-    at = problem.at(trainer(problem, seed))
-    seconds = time.perf_counter() - begun
-    figure = relative_gradient(at)
-    return Retraining(at.weights, seed, figure <= tolerance, figure, seconds, {}, "the given trainer's weights")

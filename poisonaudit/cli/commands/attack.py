@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,17 @@ _KEYS = ("seed", "device", "limit", "fail_on")
 @click.argument("recipe", required=False, metavar="RECIPE|CONFIG")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out; finished stages are kept.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and the plan; train and write nothing.")
+@click.option(
+    "--trainer",
+    metavar="FILE.py:train",
+    help="Your own training, (problem, seed) -> weights, for the fresh seeds too; needs --trust-code.",
+)
 @shared("set", "out", "config", "seed", "device", "limit", "fail-on", "json", "trust-code")
 def command(
     recipe: str | None,
     resume: bool,
     dry_run: bool,
+    trainer: str | None,
     config_file: str | None,
     assignments: tuple[str, ...],
     out: Path | None,
@@ -38,6 +45,8 @@ def command(
     RECIPE is a name from `ls attacks`, a folder with a recipe.yaml, or a YAML file; --config lays another file over it.
     """
     options = {key: given[key] for key in _KEYS}
+    # As an assignment: `retrain` has other keys, which stay. Quoted, for YAML to take any path as text.
+    assignments += () if trainer is None else (f"retrain.trainer={json.dumps(trainer)}",)
     config = _resolve(recipe, config_file, assignments, options, out if resume else None)
     with reporting() as report:
         if dry_run:
@@ -53,8 +62,11 @@ def command(
         print_json(attacked.result.to_json())
     else:
         from poisonaudit.cli.tables import attack_text
+        from poisonaudit.cli.training_table import trainings_text
 
         click.echo(attack_text(attacked.result))
+        if trainings := trainings_text(attacked.result):
+            click.echo(f"\n{trainings}")
         click.echo(f"\nreport: {attacked.path / 'report.html'}")
     if any(gate.outcome != "PASS" for gate in attacked.result.gates):
         click.get_current_context().exit(EXIT_THRESHOLD)

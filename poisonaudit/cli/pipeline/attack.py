@@ -24,7 +24,7 @@ from poisonaudit.cli.pipeline.goals import (
 )
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
-from poisonaudit.cli.pipeline.stages import Stages, fitted, staged_retraining
+from poisonaudit.cli.pipeline.stages import Stages, fitted, make_procedures, staged_retraining, try_trainer
 from poisonaudit.cli.pipeline.train import weights_metadata
 from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of
 from poisonaudit.config.load import plain
@@ -32,6 +32,7 @@ from poisonaudit.config.schema import AttackConfig, FlipConfig
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
 from poisonaudit.training import with_statistics
+from poisonaudit.verify import FileTrainer, load_trainer
 
 HINT = "What was finished is kept. Go on with: poisonaudit attack --resume --out {path}"
 
@@ -60,7 +61,7 @@ def run_attack(
         config: the resolved recipe.
         out: folder of the run.
         resume: go on with an interrupted run in `out`.
-        trust_code: whether `file.py:factory` may run.
+        trust_code: whether `file.py:factory` and `file.py:train` may run.
         arguments: the command line, for the manifest.
         controls: folder of a finished attack on the same victim with the same seeds, whose controls are taken over.
         report: told what is going on.
@@ -71,6 +72,11 @@ def run_attack(
     refuse_taken(out, resume=resume)
     gates = parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
+    trainer = own_trainer(config, trust_code)
+    if trainer is not None:
+        named = {f"trainer:{name}": digest for name, digest in trainer.sources.items()}
+        victim = replace(victim, inputs={**victim.inputs, **named})
+    procedures = make_procedures(config.retrain, config.seed, trainer)
     check_fit(config, victim)
     with run_folder("attack", out, resume=resume, hint=HINT) as folder:
         check_plan(folder, make_plan(config, victim.inputs))
@@ -83,15 +89,10 @@ def run_attack(
         victim = clean_victim(config, stages, report)
         stages = replace(stages, victim=victim)
         objective, facts = make_objective(config, stages, report)
+        try_trainer(stages, procedures)
         poison = crafted(config, stages, objective, report)
         retrained = staged_retraining(
-            stages,
-            poison.perturbation(victim.problem),
-            objective,
-            poison.predicted,
-            fresh=config.retrain.fresh,
-            seed=config.seed,
-            tolerance=config.retrain.tolerance,
+            stages, poison.perturbation(victim.problem), objective, poison.predicted, procedures
         )
         folder.write_bytes("poisoned.npz", poisoned_archive(victim, poison))
         result = AttackResult(
@@ -131,7 +132,14 @@ def run_attack(
 def rehearse(config: AttackConfig, *, trust_code: bool, report: Reporter) -> None:
     """Check all that can be checked without training: names, data, model, rows, classes, rules."""
     parse_gates(config.fail_on)
-    check_fit(config, load_victim(config, trust_code, report))
+    victim = load_victim(config, trust_code, report)
+    own_trainer(config, trust_code)
+    check_fit(config, victim)
+
+
+def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
+    """The user's own training that the recipe names, loaded; None where it names none."""
+    return None if config.retrain.trainer is None else load_trainer(config.retrain.trainer, trust_code)
 
 
 def check_fit(config: AttackConfig, victim: Victim) -> None:
@@ -291,8 +299,8 @@ def unit_of(victim: Victim) -> str:
 
 def retraining_cost(retrained: Any) -> dict[str, float]:
     """Seconds spent on retraining and on controls."""
-    control = retrained.control
+    sides = {"retraining_seconds": retrained, "control_seconds": retrained.control}
     return {
-        "retraining_seconds": sum(run.seconds for run in (retrained.warm, *retrained.fresh)),
-        "control_seconds": sum(run.seconds for run in (control.warm, *control.fresh)),
+        name: sum(run.seconds for run in (side.warm, *side.tight, *side.loose, *side.trainer))
+        for name, side in sides.items()
     }

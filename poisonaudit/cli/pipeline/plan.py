@@ -119,7 +119,17 @@ def planned_stages(config: AttackConfig) -> list[str]:
     amount = f"{budget.share:.1%} of the" if budget.share is not None else str(budget.rows or len(budget.choice))
     steps.append(f"craft on {amount} rows, {budget.norm} radius {budget.radius:.4g}, up to {config.craft.steps} steps")
     steps.append("retrain warm on the poisoned rows, and polish the clean weights as its control")
+    rows = "on poisoned and on clean rows"
+    if config.retrain.trainer is not None:
+        steps.append(f"retrain by {config.retrain.trainer} from {_seeds(config, fresh)} {rows} ({2 * fresh} trainings)")
     if fresh:
-        seeds = f"seeds {config.seed + 1} to {config.seed + fresh}"
-        steps.append(f"retrain from {seeds} on poisoned and on clean rows ({2 * fresh} trainings)")
+        steps.append(f"retrain from {_seeds(config, fresh)} {rows} ({2 * fresh} trainings)")
+    loose = fresh if config.retrain.loose is None else config.retrain.loose
+    if loose:
+        how = f"loosely, {config.retrain.loose_epochs} epochs of Adam,"
+        steps.append(f"retrain {how} from {_seeds(config, loose)} {rows} ({2 * loose} trainings)")
     return [*steps, "write attack.json, poison.safetensors, poisoned.npz, weights and report.html"]
+
+
+def _seeds(config: AttackConfig, count: int) -> str:
+    return f"seeds {config.seed + 1} to {config.seed + count}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,22 @@ from poisonaudit.attack.objectives import Objective
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.goals import flat
 from poisonaudit.cli.pipeline.victim import Victim, tensors_of
+from poisonaudit.config.schema import RetrainConfig
 from poisonaudit.problem import Problem
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder
 from poisonaudit.training import fit
-from poisonaudit.verify import Control, Retrained, Retraining, outcome
+from poisonaudit.verify import (
+    Kind,
+    Retrained,
+    Retraining,
+    Trainer,
+    Training,
+    drawable,
+    loose_trainer,
+    retrainings,
+    trained,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,9 @@ class Stages:
     report: Reporter
     controls: RunFolder | None = None
 
-    def training(self, name: str, text: str, seed: int | None, train: Callable[[], Retraining]) -> Retraining:
+    def training(
+        self, name: str, text: str, seed: int | None, train: Callable[[], Retraining], procedure: str = ""
+    ) -> Retraining:
         """The stored training `weights-NAME.safetensors`, or a new one, stored at once.
 
         Args:
@@ -43,12 +56,18 @@ class Stages:
             text: what to tell the user.
             seed: of the fresh start; None for a warm one.
             train: does the work.
+            procedure: what trains, stored with the weights: a control of another run must have been trained alike.
 
         Returns:
             The training, its outcome still empty.
         """
         file = f"weights-{name}.safetensors"
-        if self.controls is not None and name.startswith("control-") and self.controls.exists(file):
+        if (
+            self.controls is not None
+            and name.startswith("control-")
+            and self.controls.exists(file)
+            and self.controls.read_metadata(file).get("procedure", "") == procedure
+        ):
             self.folder.write_bytes(file, self.controls.file(file).read_bytes())
         if self.folder.exists(file):
             known = self.folder.read_metadata(file)
@@ -67,6 +86,7 @@ class Stages:
         self.report.stage(text)
         done = train()
         facts = {key: getattr(done, key) for key in ("seed", "converged", "relative_gradient", "seconds", "reason")}
+        facts["procedure"] = procedure
         self.folder.write_tensors(file, tensors_of(self.victim.problem.at(done.weights)), finite(facts))
         return done
 
@@ -100,15 +120,83 @@ def fitted(problem: Problem, tolerance: float, seed: int | None, report: Reporte
     )
 
 
+@dataclass(frozen=True)
+class Procedures:
+    """How and from which seeds an attack run trains again.
+
+    Attributes:
+        tolerance: relative gradient of every tight training.
+        plan: kind of training -> its fresh seeds; `seed` itself may have trained the clean model.
+        trainers: kind of training -> what trains, where it is not `fit`.
+    """
+
+    tolerance: float
+    plan: Mapping[Kind, Sequence[int]]
+    trainers: Mapping[Kind, Trainer]
+
+    def do(self, stages: Stages, training: Training, problem: Problem) -> Retraining:
+        """One training on a problem, taken from where it is kept or stored there at once."""
+        kind, seed = training.kind, training.seed
+        if kind == "tight":
+            return stages.training(
+                stage_name(training), training.text, seed, lambda: fitted(problem, self.tolerance, seed, stages.report)
+            )
+        assert seed is not None
+        trainer = self.trainers[kind]
+        return stages.training(
+            stage_name(training),
+            training.text,
+            seed,
+            lambda: trained(trainer, problem, seed, self.tolerance),
+            str(trainer),
+        )
+
+
+def make_procedures(config: RetrainConfig, seed: int, trainer: Trainer | None) -> Procedures:
+    """The procedures of a recipe.
+
+    Args:
+        config: its `retrain`.
+        seed: base of the fresh seeds.
+        trainer: the user's own training, loaded.
+
+    Returns:
+        Tight, loose and own training, as far as asked for.
+    """
+    loose = config.fresh if config.loose is None else config.loose
+    plan: dict[Kind, Sequence[int]] = {"tight": range(seed + 1, seed + 1 + config.fresh)}
+    trainers: dict[Kind, Trainer] = {}
+    if trainer is not None:
+        plan["trainer"], trainers["trainer"] = plan["tight"], trainer
+    if loose:
+        plan["loose"] = range(seed + 1, seed + 1 + loose)
+        trainers["loose"] = loose_trainer(config.loose_epochs)
+    return Procedures(config.tolerance, plan, trainers)
+
+
+def stage_name(training: Training) -> str:
+    """What a training is called in the run: `weights-NAME.safetensors`."""
+    if training.seed is None:
+        return "warm" if training.poisoned else "control-warm"
+    if training.kind == "tight":
+        return f"fresh-{training.seed}" if training.poisoned else f"control-{training.seed}"
+    name = f"{training.kind}-{training.seed}"
+    return name if training.poisoned else f"control-{name}"
+
+
+def try_trainer(stages: Stages, procedures: Procedures) -> None:
+    """The first control by the user's own training: what is wrong with it shows before anything is crafted."""
+    seeds = procedures.plan.get("trainer", ())
+    if seeds:
+        procedures.do(stages, Training("trainer", seeds[0], False), stages.victim.problem)
+
+
 def staged_retraining(
     stages: Stages,
     perturbation: Tensor,
     objective: Objective,
     predicted: Mapping[str, Any],
-    *,
-    fresh: int,
-    seed: int,
-    tolerance: float,
+    procedures: Procedures,
 ) -> Retrained:
     """What `verify.retrain` does, with every training stored as it finishes.
 
@@ -117,40 +205,18 @@ def staged_retraining(
         perturbation: like the training rows.
         objective: what outcomes are judged by.
         predicted: the poison's predicted outcome.
-        fresh: number of fresh seeds, `seed + 1` and on; `seed` itself may have trained the clean model.
-        seed: base of the fresh seeds.
-        tolerance: relative gradient of every training.
+        procedures: how and from which seeds.
 
     Returns:
         All trainings with their outcomes.
     """
-    clean, test, report = stages.victim.problem, stages.victim.test, stages.report
+    clean, test = stages.victim.problem, stages.victim.test
     poisoned = clean.with_data(clean.x + perturbation)
+    plan, notes = drawable(clean, procedures.plan)
+    for note in notes:
+        stages.report.warn(note)
 
-    def run(name: str, text: str, problem: Problem, each: int | None) -> Retraining:
-        return stages.training(name, text, each, lambda: fitted(problem, tolerance, each, report))
+    def train(training: Training) -> Retraining:
+        return procedures.do(stages, training, poisoned if training.poisoned else clean)
 
-    def judged(training: Retraining, reference: Tensor | None = None) -> Retraining:
-        figures = outcome(clean, training.weights, objective, test, reference=reference)
-        return Retraining(
-            training.weights,
-            training.seed,
-            training.converged,
-            training.relative_gradient,
-            training.seconds,
-            figures,
-            training.reason,
-        )
-
-    clean_warm = run("control-warm", "control: clean weights polished", clean, None)
-    warm = run("warm", "retraining warm on poisoned rows", poisoned, None)
-    pairs = []
-    for each in range(seed + 1, seed + 1 + fresh):
-        control = run(f"control-{each}", f"control: seed {each} on clean rows", clean, each)
-        pairs.append((run(f"fresh-{each}", f"retraining seed {each} on poisoned rows", poisoned, each), control))
-    return Retrained(
-        warm=judged(warm),
-        fresh=tuple(judged(training, control.weights) for training, control in pairs),
-        control=Control(judged(clean_warm), tuple(judged(control) for _, control in pairs)),
-        predicted=predicted,
-    )
+    return retrainings(clean, plan, train, objective, predicted, test, notes)
