@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"errors"},
     "spec": {"errors", "registry"},
     "results": set(),
+    "quantities": set(),
     "layers": {"errors"},
     "losses": {"errors", "registry"},
     "problem": {"errors", "layers", "losses"},
@@ -36,9 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "audit": COMMON
     | {"operators", "solvers", "training", "validity", "sensitivity", "lipschitz", "tangent", "weight_noise"},
     "attack": COMMON | {"operators", "solvers", "training", "validity", "sensitivity"},
-    "verify": COMMON | {"training", "attack"},
-    "gates": {"errors", "registry", "results", "audit"},
-    "report": {"errors", "registry", "results"},
+    "verify": COMMON | {"training", "attack", "quantities"},
+    "gates": {"errors", "registry", "results", "quantities", "audit"},
+    "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},
     "reproduce": COMMON | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "report"},
 }

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.cli.console import number, table
+from poisonaudit.quantities import quantity_of
 from poisonaudit.results import AttackResult, AuditResult, Comparison, GateOutcome, Measure
 
 
@@ -29,6 +30,10 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
+    if result.verified_cost:
+        lines.append(cost_line(result))
+    if result.baselines:
+        lines += ["", baselines_table(result)]
     return "\n".join([*lines, *gate_lines(result.gates)])
 
 
@@ -41,6 +46,10 @@ def comparison_text(comparison: Comparison) -> str:
         lines.append(table(["measure (worst model first)", *comparison.labels()], rows))
         if any(not m.valid and m.number is not None for audit in comparison.audits for m in audit.measures.values()):
             lines.append("* not valid; the report says why")
+    costs = zip(comparison.attack_labels(), comparison.attacks, strict=True)
+    searched = [f"{attack.name} on {model}: {cost_line(attack)}" for model, attack in costs if attack.verified_cost]
+    if searched:
+        lines += ["", *searched]
     if comparison.attacks:
         lines += ["", attacks_table(comparison.attacks, comparison.attack_labels())]
         if not all(attack.predicted.get("valid") for attack in comparison.attacks):
@@ -49,12 +58,12 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str:
-    """One line per attack: movement or margin as predicted, after warm and fresh retraining, and without poison."""
+    """One line per attack: its primary number as predicted, after warm and fresh retraining, and without poison."""
     rows = []
     for attack, model in zip(attacks, models, strict=True):
-        key = "movement" if "movement" in attack.predicted else "margin"
-        fresh = _values(attack.retrained.get("fresh", ()), key)
-        control = _values(attack.control.get("fresh", ()), key)
+        key = quantity_of(attack.recipe, attack.predicted, attack.retrained).key
+        fresh = _values(attack.retrained.get("fresh"), key)
+        control = _values(attack.control.get("fresh"), key)
         warm = (attack.retrained.get("warm") or {}).get(key)
         rows.append(
             [
@@ -65,7 +74,7 @@ def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str
                 warm,
                 _spread(fresh),
                 fmean(control) if control else (attack.control.get("warm") or {}).get(key),
-                _successes(attack),
+                _reached(attack.retrained),
             ]
         )
     headers = ["attack", "model", "figure", "predicted", "warm", "fresh seeds", "control", "reached"]
@@ -103,8 +112,51 @@ def _remark(measure: Measure) -> str:
     return text if len(text) <= 140 else text[:139] + "…"
 
 
-def _values(items: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [float(item[key]) for item in items if item.get(key) is not None]
+def baselines_table(attack: AttackResult) -> str:
+    """The attack beside others on the same rows, budget and retraining."""
+    key = quantity_of(attack.recipe, attack.predicted, attack.retrained).key
+    rows = [_baseline_row("this attack", key, attack.retrained, attack.cost, "crafting_")]
+    for name, stored in attack.baselines.items():
+        body = stored if isinstance(stored, Mapping) else {}
+        if body.get("applicable") is False:
+            rows.append([name, "not applicable", None, "-", None, None])
+        else:
+            rows.append(_baseline_row(name, key, body.get("retrained"), body.get("cost")))
+    return table(["beside other attacks", f"warm {key}", "fresh seeds", "reached", "gradients", "seconds"], rows)
+
+
+def cost_line(attack: AttackResult) -> str:
+    """The smallest budget that retraining confirmed, a predicted one behind it; "" where none was searched."""
+    cost = attack.verified_cost
+    if not cost:
+        return ""
+    unit = cost.get("unit") or ("radius" if cost.get("over") == "radius" else "training rows")
+    value, lower, predicted = cost.get("value"), cost.get("lower"), cost.get("predicted")
+    head = f"{number(value)} {unit}" if value is not None else f"none found: {cost.get('reason') or 'no reason stored'}"
+    parts = [head]
+    if lower is not None:
+        parts.append(f"no success at {number(lower)}")
+    if predicted is not None and (value is not None or lower is not None):
+        parts.append(f"predicted {number(predicted)}")
+    return f"verified cost: {'; '.join(parts)}"
+
+
+def _baseline_row(name: str, key: str, retrained: Any, cost: Any, prefix: str = "") -> list[Any]:
+    body = retrained if isinstance(retrained, Mapping) else {}
+    spent = cost if isinstance(cost, Mapping) else {}
+    return [
+        name,
+        (body.get("warm") or {}).get(key),
+        _spread(_values(body.get("fresh"), key)),
+        _reached(body),
+        spent.get(f"{prefix}gradients"),
+        spent.get(f"{prefix}seconds"),
+    ]
+
+
+def _values(items: Any, key: str) -> list[float]:
+    found = [item.get(key) for item in items or () if isinstance(item, Mapping)]
+    return [float(value) for value in found if value is not None]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -114,10 +166,12 @@ def _spread(values: Sequence[float]) -> str:
     return number(low) if low == high else f"{number(low)} .. {number(high)}"
 
 
-def _successes(attack: AttackResult) -> str:
-    found = [item.get("success") for item in attack.retrained.get("fresh", ()) if item.get("success") is not None]
-    warm = (attack.retrained.get("warm") or {}).get("success")
+def _reached(retrained: Mapping[str, Any]) -> str:
+    warm = (retrained.get("warm") or {}).get("success")
     parts = [] if warm is None else [f"warm {number(bool(warm))}"]
-    if found:
-        parts.append(f"fresh {sum(map(bool, found))}/{len(found)}")
+    for name in ("fresh", "loose", "trainer"):
+        found = [item.get("success") for item in retrained.get(name) or () if isinstance(item, Mapping)]
+        known = [bool(success) for success in found if success is not None]
+        if known:
+            parts.append(f"{name} {sum(known)}/{len(known)}")
     return ", ".join(parts) or "-"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from poisonaudit.quantities import PAIRED
 from poisonaudit.verify.statistics import mean_and_error, success_rate
-
-# What predicted and retrained are compared in: changes, which fresh seeds can share although their margins differ.
-PAIRED = ("movement", "margin_change")
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ class Retrained:
                         "seed": run.seed,
                         "predicted": predicted,
                         "retrained": reached,
-                        "ratio": reached / predicted if predicted else None,
+                        "ratio": reached / predicted if predicted and reached is not None else None,
                         "converged": run.converged,
                     }
                 )
@@ -142,7 +141,9 @@ class Retrained:
         }
 
     def _paired(self, key: str) -> dict[str, Any]:
-        mean, error = mean_and_error([run.outcome[key] for run in self.fresh])
+        # A ratio is null or NaN where its control has nothing left to go.
+        values = [value for run in self.fresh if (value := run.outcome[key]) is not None and not math.isnan(value)]
+        mean, error = mean_and_error(values)
         return {
             "mean": mean,
             "standard_error": error,
