@@ -8,7 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.cli.console import number, table
+from poisonaudit.cli.failures import one_line
 from poisonaudit.quantities import quantity_of
+from poisonaudit.report.costs import cost_of
+from poisonaudit.report.findings import finding
+from poisonaudit.report.rivals import rivals
 from poisonaudit.results import AttackResult, AuditResult, Comparison, GateOutcome, Measure
 
 
@@ -30,9 +34,9 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
-    if result.verified_cost:
+    if cost_line(result):
         lines.append(cost_line(result))
-    if result.baselines:
+    if rivals(finding(result)):
         lines += ["", baselines_table(result)]
     return "\n".join([*lines, *gate_lines(result.gates)])
 
@@ -46,8 +50,8 @@ def comparison_text(comparison: Comparison) -> str:
         lines.append(table(["measure (worst model first)", *comparison.labels()], rows))
         if any(not m.valid and m.number is not None for audit in comparison.audits for m in audit.measures.values()):
             lines.append("* not valid; the report says why")
-    costs = zip(comparison.attack_labels(), comparison.attacks, strict=True)
-    searched = [f"{attack.name} on {model}: {cost_line(attack)}" for model, attack in costs if attack.verified_cost]
+    named = zip(comparison.attack_labels(), comparison.attacks, strict=True)
+    searched = [f"{attack.name} on {model}: {told}" for model, attack in named if (told := cost_line(attack))]
     if searched:
         lines += ["", *searched]
     if comparison.attacks:
@@ -112,46 +116,26 @@ def _remark(measure: Measure) -> str:
     return text if len(text) <= 140 else text[:139] + "…"
 
 
-def baselines_table(attack: AttackResult) -> str:
+def baselines_table(result: AttackResult) -> str:
     """The attack beside others on the same rows, budget and retraining."""
-    key = quantity_of(attack.recipe, attack.predicted, attack.retrained).key
-    rows = [_baseline_row("this attack", key, attack.retrained, attack.cost, "crafting_")]
-    for name, stored in attack.baselines.items():
-        body = stored if isinstance(stored, Mapping) else {}
-        if body.get("applicable") is False:
-            rows.append([name, "not applicable", None, "-", None, None])
-        else:
-            rows.append(_baseline_row(name, key, body.get("retrained"), body.get("cost")))
-    return table(["beside other attacks", f"warm {key}", "fresh seeds", "reached", "gradients", "seconds"], rows)
+    found = finding(result)
+    rows = []
+    for line in rivals(found):
+        seen = [line.tally.warm, line.tally.mean, line.tally.rate or "-"]
+        if not line.applicable:
+            seen = [None, None, "not applicable"]
+        rows.append([line.name, *seen, line.gradients, line.seconds])
+    headers = ["beside other attacks", f"warm {found.quantity.key}", "mean over fresh seeds", "reached", "gradients"]
+    return table([*headers, "seconds"], rows)
 
 
-def cost_line(attack: AttackResult) -> str:
+def cost_line(result: AttackResult) -> str:
     """The smallest budget that retraining confirmed, a predicted one behind it; "" where none was searched."""
-    cost = attack.verified_cost
-    if not cost:
+    cost = cost_of(result.verified_cost)
+    if cost is None:
         return ""
-    unit = cost.get("unit") or ("radius" if cost.get("over") == "radius" else "training rows")
-    value, lower, predicted = cost.get("value"), cost.get("lower"), cost.get("predicted")
-    head = f"{number(value)} {unit}" if value is not None else f"none found: {cost.get('reason') or 'no reason stored'}"
-    parts = [head]
-    if lower is not None:
-        parts.append(f"no success at {number(lower)}")
-    if predicted is not None and (value is not None or lower is not None):
-        parts.append(f"predicted {number(predicted)}")
-    return f"verified cost: {'; '.join(parts)}"
-
-
-def _baseline_row(name: str, key: str, retrained: Any, cost: Any, prefix: str = "") -> list[Any]:
-    body = retrained if isinstance(retrained, Mapping) else {}
-    spent = cost if isinstance(cost, Mapping) else {}
-    return [
-        name,
-        (body.get("warm") or {}).get(key),
-        _spread(_values(body.get("fresh"), key)),
-        _reached(body),
-        spent.get(f"{prefix}gradients"),
-        spent.get(f"{prefix}seconds"),
-    ]
+    parts = [cost.amount, cost.bracket, cost.expected, cost.reason]
+    return one_line(f"verified cost: {'; '.join(text for text in parts if text)}")
 
 
 def _values(items: Any, key: str) -> list[float]:

@@ -223,7 +223,7 @@ def cost_measure(findings: Sequence[Finding]) -> Measure:
         told = [cost.sentence for found in findings if (cost := cost_of(found.attack.verified_cost)) is not None]
         # A search that found nothing did measure something, which is no number.
         return dataclasses.replace(none, reason=told[0], details={"status": "measured"}) if told else none
-    least = min(costs, key=lambda cost: cost["rows"])
+    least = min(costs, key=lambda cost: (bool(cost["doubt"]), cost["rows"]))
     beside = f", {least['told']}" if least["told"] else ""
     return Measure(
         "attack.verified_cost",
@@ -231,7 +231,8 @@ def cost_measure(findings: Sequence[Finding]) -> Measure:
         "training rows",
         "upper",
         "higher_is_safer",
-        reason=f"cheapest attack verified{beside}; a cheaper one may exist",
+        valid=not least["doubt"],
+        reason=least["doubt"] or f"cheapest attack verified{beside}; a cheaper one may exist",
         details={
             "attack": least["attack"],
             "predicted": least["predicted"],
@@ -242,20 +243,18 @@ def cost_measure(findings: Sequence[Finding]) -> Measure:
 
 def verified_rows(found: Finding) -> dict[str, Any] | None:
     """Rows with which retraining confirmed this attack, by a search or by the attack itself; None if it did not."""
-    cost = cost_of(found.attack.verified_cost)
-    rows = found.attack.verified_rows
+    cost, rows = cost_of(found.attack.verified_cost), found.attack.verified_rows
+    entry: dict[str, Any] = {"attack": found.attack.name, "told": "", "predicted": None, "doubt": found.caution}
     if cost is not None and rows is not None:
         # Predicted rows stand beside verified rows only; a radius is another unit.
         predicted = cost.predicted if cost.over == "rows" else None
         told = "; ".join(text for text in (cost.amount if cost.over == "radius" else "", cost.bracket) if text)
-        return None if found.caution else {
-            "rows": rows, "attack": found.attack.name, "told": told, "predicted": predicted
-        }  # fmt: skip
+        return {**entry, "rows": rows, "told": told, "predicted": predicted}
     share = success_share(found)
     used = len(found.attack.rows) or figure(found.attack.budget, "rows")
     if share is None or share <= 0.5 or not used or doubts(found):
         return None
-    return {"rows": float(used), "attack": found.attack.name, "told": "", "predicted": None}
+    return {**entry, "rows": float(used)}
 
 
 def absent(measure: str, unit: str, reason: str, safer: Any = "lower_is_safer") -> Measure:

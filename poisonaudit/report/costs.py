@@ -59,7 +59,7 @@ class Cost:
     def bracket(self) -> str:
         """What is known on the other side, "" where nothing is."""
         if self.lower is not None:
-            return f"retraining showed no success at {self._told(self.lower)}"
+            return f"retraining showed no success at {self._short(self.lower)}"
         return "no smaller budget was shown to fail" if self.value is not None else ""
 
     @property
@@ -67,7 +67,7 @@ class Cost:
         """The predicted budget in words, to stand behind the verified one; "" where there is none."""
         if self.predicted is None:
             return ""
-        return f"predicted: {self._told(self.predicted)}{'' if self.value is not None else ', not verified'}"
+        return f"predicted: {self._short(self.predicted)}{'' if self.value is not None else ', not verified'}"
 
     @property
     def sentence(self) -> str:
@@ -80,8 +80,15 @@ class Cost:
         return "; ".join(text for text in (head, self.bracket, self.expected, self.reason.rstrip(".")) if text) + "."
 
     def _told(self, amount: float) -> str:
-        shown = number(int(amount) if amount == int(amount) else amount)
-        return f"radius {shown} {self.unit}".rstrip() if self.over == "radius" else f"{shown} {self.unit}"
+        return f"{'radius ' if self.over == 'radius' else ''}{_plain(amount)} {self.unit}".rstrip()
+
+    def _short(self, amount: float) -> str:
+        """Without the unit where the verified budget has told it already."""
+        return self._told(amount) if self.value is None else _plain(amount)
+
+
+def _plain(amount: float) -> str:
+    return str(number(int(amount) if amount == int(amount) else amount))
 
 
 def cost_of(stored: Any) -> Cost | None:

@@ -69,7 +69,7 @@ def cost_lines(page: Page) -> list[str]:
             amount = f"{cost.amount}{f' ({cost.expected})' if cost.expected else ''}"
             remark = "; ".join(text for text in (cost.bracket, cost.reason) if text)
             rows.append([line["model"], amount, remark or "–", f"{found.label}: {found.quantity.goal}"])
-    head = ["Model", "Smallest budget verified by retraining", "On the other side", "Attack and goal"]
+    head = ["Model", "Smallest budget verified by retraining", "Smaller budgets", "Attack and goal"]
     return [*table(head, rows), ""] if rows else []
 
 

@@ -90,5 +90,5 @@ def _line(found: Finding, name: str, body: Mapping[str, Any], cost: Any, prefix:
         gradients=figure(cost, f"{prefix}gradients"),
         products=figure(cost, f"{prefix}products"),
         seconds=figure(cost, f"{prefix}seconds"),
-        notes=[str(note) for note in items_of(body.get("notes"))],
+        notes=[str(note) for note in items_of(body.get("notes")) if note is not None],
     )

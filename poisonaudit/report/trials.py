@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from poisonaudit.quantities import Quantity, flat_outcome
@@ -104,7 +104,9 @@ def groups_of(attack: AttackResult, quantity: Quantity, prediction: Prediction) 
         trials = [_trial("warm start", training, False, warm, clean_warm, quantity, prediction)] if warm else []
         trials += _fresh(training, entries, controls, quantity, prediction)
         if trials:
-            clean = tally(quantity, None, controls, {"success": told.get("control_success")})
+            # What a control's own number means is told by its stored success only, unless it counts by value.
+            judged = quantity if quantity.control == "value" else replace(quantity, reached_at=None)
+            clean = tally(judged, None, controls, {"success": told.get("control_success")})
             names = dict.fromkeys(trial.procedure for trial in trials if trial.procedure)
             groups.append(
                 Group(
