@@ -122,7 +122,9 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     quantity = quantity_of(result.recipe, result.predicted, result.retrained)
     warm = flat_outcome(result.retrained.get("warm"))
     fresh = [flat_outcome(entry) for entry in result.retrained.get("fresh") or ()]
-    loose = sum(1 for entry in [*fresh, *([] if fresh else [warm])] if entry.get("converged") is False)
+    # The user's own training is judged as it is: it aims at no tolerance.
+    aimed = [entry for entry in (fresh or [warm]) if entry.get("kind", "tight") == "tight"]
+    loose = sum(1 for entry in aimed if entry.get("converged") is False)
     found = []
     moved = any(_number(entry, "movement") is not None for entry in [warm, *fresh])
     if quantity.measure == "attack.movement" and moved:

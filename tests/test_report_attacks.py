@@ -19,6 +19,7 @@ from poisonaudit.report import FORMATS, compare, render, render_html
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import finding
 from poisonaudit.report.rivals import outdone
+from poisonaudit.report.sections.detection import detectors
 from poisonaudit.results import AttackResult, Comparison, Measure
 
 # kind -> what an outcome at some effect in 0 ... 1 holds besides the numbers that all kinds share.
@@ -302,10 +303,70 @@ def test_tables_of_the_command_line_follow_the_kind() -> None:
     for kind, quantity in QUANTITIES.items():
         assert quantity.key in attack_text(plain_attack(kind))
     text = attack_text(full_attack("target_region"))
-    assert (
-        "verified cost: 12 training rows" in text and "no success at 8 training rows" in text and "predicted: 9" in text
-    )
+    for words in ("verified cost: 12 training rows", "no success at 8;", "predicted: 9"):
+        assert words in text
     assert "not applicable" in text and "gradient matching" in text and "loose 0/3" in text
     for changes in ODD.values():
         result = AttackResult.from_json({**full_attack().to_json(), **changes})
         assert attack_text(result) and comparison_text(compare([result]))
+
+
+def test_the_forms_that_retraining_search_and_detection_store_are_read() -> None:
+    kind = "flip"
+    tight = [{**outcome(kind, effect, seed=seed), "kind": "tight"} for seed, effect in enumerate((0.8, 0.9), 1)]
+    own = [{**run, "kind": "trainer", "reason": "train.py:train"} for run in loosely(kind, [0.2, 0.9], "")]
+    rate = {"successes": 2, "trials": 2, "lower": 0.158, "upper": 1.0, "level": 0.95}
+    lists = {"fresh": own, "tight": tight, "loose": [], "trainer": own}
+    clean = {name: [outcome(kind, 0.0, seed=run["seed"]) for run in runs] for name, runs in lists.items()}
+    summary = {"success": {**rate, "successes": 1}, "tight": {"success": rate}, "loose": None,
+               "trainer": {"success": {**rate, "successes": 1}}, "notes": [f"loose training {HOSTILE}"]}  # fmt: skip
+    runs = [outcome(kind, 0.1), outcome(kind, 0.2, seed=1), outcome(kind, 0.9, seed=2)]
+    result = dataclasses.replace(
+        plain_attack(kind),
+        retrained={"warm": outcome(kind, 0.8), **lists, "summary": summary},
+        control={"warm": outcome(kind, 0.0), **clean},
+        verified_cost={
+            "over": "radius", "value": 0.03, "unit": "input units", "lower": 0.0, "upper": 0.03, "predicted": None,
+            "monotone": False, "reason": "An upper bound.", "kind": "upper",
+            "trials": [{"budget": 0.03, "succeeded": True, **rate, "predicted": True}],
+        },
+        detectors={
+            "spectral": {"applicable": True, "reason": "", "note": "by class", "parameters": {"share": 0.15},
+                         "auroc": 0.8, "auroc_unpoisoned": 0.75, "recall_at_poisoned": 0.4, "base_rate": 0.05,
+                         "filtered": {"success": {"filtered": {**rate, "successes": 1}},
+                                      "arms": {"filtered": {"rows": 340, "runs": runs}}}},
+            "loss": {"applicable": False, "reason": "not applicable: no row is poisoned"},
+        },
+        inspection={
+            "loss": {"applicable": True, "recall": {"5%": {"inspected": 20, "recall": 0.35, "random": 0.05},
+                                                    "as_many_as_poisoned": {"recall": 0.3}},
+                     "average_precision": 0.3, "average_precision_random": 0.06},
+            "moduli": {"applicable": False, "reason": "not applicable: too many weights"},
+        },
+    )  # fmt: skip
+    found = finding(result)
+    assert [(group.training, len(group.trials)) for group in found.groups] == [("tight", 3), ("trainer", 2)]
+    assert found.groups[0].tally.rate.startswith("2 of 2") and found.groups[1].procedures == "train.py:train"
+    assert found.standing == "confirmed" and "1 of 2 fresh seeds against 2 of 2" in found.loosened
+    # Rules and the joined measure count the owner's own procedure, which aims at no tolerance.
+    joined = compare([audit("m", "digits", []), result]).audits[0].measures["attack.flip_success"]
+    (own_measure,) = [measure for measure in attack_measures(result) if measure.id == "attack.flip_success"]
+    assert joined.value == own_measure.value == 0.5 and joined.valid and own_measure.valid
+    html, shown, _ = page_of(result)
+    for words in (
+        "radius 0.03 input units; no smaller budget was shown to fail", "A larger budget failed where a smaller one",
+        "2 of 2 (95 % interval 0.158 to 1)", "0.75 before the poison", "0.05 by chance", "parameters.share: 0.15",
+        "not applicable: no row is poisoned", "not applicable: too many weights", "First 5 %", "0.35", "0.06",
+        f"Not trained: loose training {HOSTILE}", "by class",
+    ):  # fmt: skip
+        assert words in shown, words
+    assert "not applicable: not applicable" not in shown and HOSTILE not in html
+    (spectral, _) = detectors(found)
+    assert spectral.filtered is not None and spectral.filtered.rate.startswith("1 of 2")
+    assert spectral.filtered.warm == pytest.approx(-1.6)
+    lines = list(csv.DictReader(io.StringIO(render(result, "csv"))))
+    margins = [(line["stage"], float(line["value"])) for line in lines if line["id"] == "margin"]
+    by_stage = {stage: [value for name, value in margins if name == stage] for stage, _ in margins}
+    assert by_stage["retrained tight"] == pytest.approx([1.2, 1.6])
+    assert by_stage["retrained fresh"] == pytest.approx([-1.2, 1.6]) and "retrained trainer" not in by_stage
+    assert by_stage["filtered by spectral warm"] == pytest.approx([-1.6])

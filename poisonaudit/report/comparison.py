@@ -162,7 +162,7 @@ def movement_measure(findings: Sequence[Finding]) -> Measure:
 
 def mean_movement(found: Finding) -> float | None:
     """Mean over the fresh seeds that have the number, else the warm start's, else None."""
-    fresh = [trial.value for trial in found.trials if trial.fresh and trial.value is not None]
+    fresh = [trial.value for trial in found.decisive if trial.fresh and trial.value is not None]
     warm = [trial.value for trial in found.trials if not trial.fresh and trial.value is not None]
     return fmean(fresh or warm) if fresh or warm else None
 
@@ -176,7 +176,7 @@ def flip_measure(findings: Sequence[Finding]) -> Measure:
 
 def success_share(found: Finding) -> float | None:
     """Share of fresh seeds that reached the goal, None without fresh seeds."""
-    votes = [bool(trial.reached) for trial in found.judged if trial.fresh]
+    votes = [bool(trial.reached) for trial in found.decisive if trial.fresh and trial.reached is not None]
     return fmean(votes) if votes else None
 
 
@@ -204,8 +204,9 @@ def worst_attack(name: str, unit: str, scores: Sequence[tuple[float | None, Find
 
 def doubts(found: Finding) -> str:
     """Why the retrainings of an attack do not carry a number, empty if they do."""
-    relevant = [trial for trial in found.trials if trial.fresh] or list(found.trials)
-    loose = sum(trial.converged is False for trial in relevant)
+    relevant = [trial for trial in found.decisive if trial.fresh] or list(found.trials)
+    # The owner's own training is judged as it is: it aims at no tolerance.
+    loose = sum(trial.converged is False and trial.training == "tight" for trial in relevant)
     told = f"{loose} retraining{'s' if loose != 1 else ''} did not converge" if loose else ""
     return "; ".join(text for text in (told, found.caution) if text)
 

@@ -21,11 +21,13 @@ class CostTrial:
         budget: the searched number, or the budget in words.
         succeeded: whether retraining confirmed success there, None where not stored.
         rate: success rate in words.
+        predicted: whether success was predicted there, None where not stored.
     """
 
     budget: str
     succeeded: bool | None
     rate: str
+    predicted: bool | None
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,11 @@ def cost_of(stored: Any) -> Cost | None:
         return None
     over = "radius" if found.get("over") == "radius" else "rows"
     value, lower = finite_figure(found, "value"), finite_figure(found, "lower")
+    # A budget of nothing fails without being tried.
+    lower = lower if lower is not None and lower > 0 else None
     trials = [mapping_of(item) for item in items_of(found.get("trials"))]
     # A predicted budget says nothing by itself: it is told only beside what retraining said.
+    uneven = "A larger budget failed where a smaller one succeeded." if found.get("monotone") is False else ""
     beside = value is not None or lower is not None or bool(trials)
     return Cost(
         over=over,
@@ -107,7 +112,7 @@ def cost_of(stored: Any) -> Cost | None:
         value=value,
         lower=lower,
         predicted=finite_figure(found, "predicted") if beside else None,
-        reason=str(found.get("reason") or ""),
+        reason=" ".join(text for text in (str(found.get("reason") or ""), uneven) if text),
         trials=[cost_trial(item) for item in trials[:MOST_TRIALS]],
     )
 
@@ -116,8 +121,11 @@ def cost_trial(stored: Mapping[str, Any]) -> CostTrial:
     """One budget that was tried."""
     budget = stored.get("budget")
     told = ", ".join(f"{name} {text}" for name, text in flat(budget)) if isinstance(budget, Mapping) else number(budget)
-    succeeded = stored.get("succeeded") if isinstance(stored.get("succeeded"), bool) else None
-    return CostTrial(str(told), succeeded, told_rate(mapping_of(stored.get("success"))))
+    succeeded, predicted = (
+        stored.get(key) if isinstance(stored.get(key), bool) else None for key in ("succeeded", "predicted")
+    )
+    # The counts stand in the trial itself or under `success`.
+    return CostTrial(str(told), succeeded, told_rate(mapping_of(stored.get("success")) or stored), predicted)
 
 
 def finite_figure(stored: Mapping[str, Any], key: str) -> float | None:

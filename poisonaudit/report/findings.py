@@ -9,7 +9,7 @@ from typing import Any, Literal
 from poisonaudit.quantities import TOLERANCE, Quantity, quantity_of
 from poisonaudit.report.formats import figure, items_of, mapping_of, number
 from poisonaudit.report.tally import reached, span
-from poisonaudit.report.trials import Group, Prediction, Trial, groups_of
+from poisonaudit.report.trials import Group, Prediction, Trial, decisive, groups_of
 from poisonaudit.results import AttackResult
 
 Standing = Literal["confirmed", "partly confirmed", "not confirmed", "not predicted", "not retrained", "not judged"]
@@ -62,6 +62,18 @@ class Finding:
     def trials(self) -> tuple[Trial, ...]:
         """Retrainings to a tight minimum, the ones the prediction is about: warm start first, then fresh seeds."""
         return tight_trials(self.groups)
+
+    @property
+    def decisive(self) -> tuple[Trial, ...]:
+        """Retrainings that success and movement are counted on: by the owner's own procedure where it was given."""
+        training = decisive(self.attack)
+        return next((group.trials for group in self.groups if group.training == training), ())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was not trained, and why."""
+        summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
+        return tuple(str(note) for note in items_of(summary.get("notes")) if note is not None)
 
     @property
     def counted(self) -> list[Trial]:

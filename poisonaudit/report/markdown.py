@@ -134,6 +134,8 @@ def detection_lines(page: Page) -> list[str]:
             found_by.append([found.label, line.name, *figures, left])
         for order in detection.rankings(found):
             recall = ", ".join(f"{number(value, 3)} at {100 * share:g} %" for share, value in order.recall.items())
+            if not order.applicable:
+                recall = f"not applicable: {order.reason}" if order.reason else "not applicable"
             met_by.append([found.label, order.name, recall, str(number(order.precision)), str(number(order.by_chance))])
     heads = [name.capitalize() for _, name in detection.FIGURES]
     lines = []

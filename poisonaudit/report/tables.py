@@ -13,7 +13,8 @@ from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding
 from poisonaudit.report.formats import items_of, mapping_of, state
 from poisonaudit.report.page import Page, Result, make_page
-from poisonaudit.report.sections.detection import FIGURES, detectors, rankings
+from poisonaudit.report.sections.detection import FIGURES, detectors, filtered_runs, rankings
+from poisonaudit.report.trials import TRAININGS
 
 CSV_COLUMNS = (
     "record", "model", "data", "attack", "stage", "seed", "id", "value", "unit", "kind", "direction", "status", "valid",
@@ -77,7 +78,8 @@ def outcome_lines(found: Finding) -> Iterator[dict[str, Any]]:
     for name, stored in mapping_of(attack.detectors).items():
         body = mapping_of(stored)
         stages += [(f"detector {name}", {key: body.get(key) for key, _ in FIGURES} | {"flagged": body.get("flagged")})]
-        stages += trainings(f"filtered by {name}", body.get("filtered"))
+        warm, fresh = filtered_runs(body.get("filtered"))
+        stages += trainings(f"filtered by {name}", {"warm": warm, "fresh": fresh})
     for order in rankings(found):
         recall = {f"recall_at.{share:g}": value for share, value in order.recall.items()}
         means = {"average_precision": order.precision, "expected_average_precision": order.by_chance}
@@ -93,10 +95,11 @@ def outcome_lines(found: Finding) -> Iterator[dict[str, Any]]:
 
 
 def trainings(name: str, source: Any) -> list[tuple[str, Any]]:
-    """(stage, outcome) of every training stored under warm, fresh, loose and trainer."""
+    """(stage, outcome) of every stored training; a list that `fresh` repeats is told once."""
     stored = mapping_of(source)
-    kinds = [(f"{name} {kind}", item) for kind in ("fresh", "loose", "trainer") for item in items_of(stored.get(kind))]
-    return [(f"{name} warm", stored.get("warm")), *kinds]
+    kinds = ["fresh", *(kind for kind in TRAININGS if stored.get(kind) != stored.get("fresh"))]
+    runs = [(f"{name} {kind}", item) for kind in kinds for item in items_of(stored.get(kind))]
+    return [(f"{name} warm", stored.get("warm")), *runs]
 
 
 def remark_lines(found: Finding, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -96,9 +96,8 @@ def groups_of(attack: AttackResult, quantity: Quantity, prediction: Prediction) 
     groups = []
     for training, title in TRAININGS.items():
         tight = training == "tight"
-        entries = items_of(retrained.get("fresh" if tight else training))
-        controls = items_of(control.get("fresh" if tight else training))
-        told = summary if tight else mapping_of(summary.get(training))
+        entries, controls = _listed(retrained, training), _listed(control, training)
+        told = mapping_of(summary.get(training)) or (summary if tight else {})
         warm = flat_outcome(retrained.get("warm")) if tight else {}
         clean_warm = flat_outcome(control.get("warm")) if tight else {}
         trials = [_trial("warm start", training, False, warm, clean_warm, quantity, prediction)] if warm else []
@@ -119,6 +118,17 @@ def groups_of(attack: AttackResult, quantity: Quantity, prediction: Prediction) 
                 )
             )
     return tuple(groups)
+
+
+def decisive(attack: AttackResult) -> Training:
+    """The training by which `fresh` is judged: the owner's own where it was given, else the tight one."""
+    retrained = mapping_of(attack.retrained)
+    return "trainer" if "tight" in retrained and items_of(retrained.get("trainer")) else "tight"
+
+
+def _listed(source: Mapping[str, Any], training: Training) -> list[Any]:
+    """Stored fresh runs of one training: `fresh` repeats the tight ones or, beside `tight`, the decisive ones."""
+    return items_of(source.get("fresh" if training == "tight" and "tight" not in source else training))
 
 
 def _fresh(
@@ -160,7 +170,7 @@ def _trial(
     return Trial(
         name=name,
         training=training,
-        procedure=str(outcome.get("training") or ""),
+        procedure=str(outcome.get("training") or (outcome.get("reason") if training != "tight" else None) or ""),
         fresh=fresh,
         value=value,
         control=figure(control, quantity.key),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poisonaudit.report.findings import Finding
-from poisonaudit.report.formats import figure, flat, mapping_of, number
+from poisonaudit.report.formats import figure, flat, items_of, mapping_of, number
 from poisonaudit.report.page import Page
 from poisonaudit.report.tally import Tally, tally
 
@@ -19,8 +19,13 @@ FIGURES = (
     ("auroc", "area under the curve"),
     ("recall_at_poisoned", "recall at the number poisoned"),
 )
-_KNOWN = {key for key, _ in FIGURES} | {"applicable", "reason", "flagged", "filtered"}
+# Shown elsewhere or of no use to a reader.
+_KNOWN = {key for key, _ in FIGURES} | {
+    "applicable", "reason", "note", "flagged", "filtered", "rows", "poisoned", "base_rate", "true_positives",
+    "auroc_p_value", "auroc_unpoisoned", "seconds",
+}  # fmt: skip
 MOST_OTHERS = 6
+NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Detector:
         applicable: False where it cannot be run in this setting.
         reason: why not, or a remark.
         figures: one number per entry of `FIGURES`, None where not stored.
+        beside: per entry of `FIGURES` what it is to be compared with, in words, "" where nothing is stored.
         flagged: number of flagged rows, None where not stored.
         filtered: what retraining without the flagged rows gave, None where that was not tried.
         others: further stored entries as (name, text).
@@ -41,6 +47,7 @@ class Detector:
     applicable: bool
     reason: str
     figures: list[float | None]
+    beside: list[str]
     flagged: float | None
     filtered: Tally | None
     others: list[tuple[str, str]]
@@ -52,12 +59,16 @@ class Ranking:
 
     Attributes:
         name: of the ranking.
-        recall: share inspected -> share of the poisoned rows met, as (share, recall).
+        applicable: False where there is no such order in this setting.
+        reason: why not, or a remark.
+        recall: share inspected -> share of the poisoned rows met.
         precision: average precision, None where not stored.
         by_chance: average precision that a random order is expected to have, None where not stored.
     """
 
     name: str
+    applicable: bool
+    reason: str
     recall: dict[float, float | None]
     precision: float | None
     by_chance: float | None
@@ -91,42 +102,82 @@ def detector(found: Finding, name: str, stored: Any) -> Detector:
     """One detector; what is stored under other names than those known here is kept as text."""
     body = mapping_of(stored)
     flagged = body.get("flagged")
-    left = mapping_of(body.get("filtered"))
-    others = flat({key: value for key, value in body.items() if key not in _KNOWN})
+    others = flat({key: value for key, value in body.items() if key not in _KNOWN and value not in (None, {}, [])})
     if stored is not None and not isinstance(stored, Mapping):
         others = flat({name: stored})
     return Detector(
         name=name,
         applicable=body.get("applicable") is not False,
-        reason=str(body.get("reason") or ""),
+        reason=remark(body),
         figures=[figure(body, key) for key, _ in FIGURES],
+        beside=[compared_with(body, key) for key, _ in FIGURES],
         flagged=float(len(flagged)) if isinstance(flagged, list | tuple) else figure(body, "flagged"),
-        filtered=tally(found.quantity, left.get("warm"), left.get("fresh"), left.get("summary")) if left else None,
+        filtered=what_is_left(found, body.get("filtered")),
         others=others[:MOST_OTHERS],
     )
 
 
+def remark(body: Mapping[str, Any]) -> str:
+    """Why something is not applicable, or a remark, without saying twice that it is not applicable."""
+    text = str(body.get("reason") or body.get("note") or "")
+    return text.removeprefix(f"{NOT_APPLICABLE}:").strip() if body.get("applicable") is False else text
+
+
+def compared_with(body: Mapping[str, Any], key: str) -> str:
+    """What a figure of a detector is to be compared with, "" where nothing is stored."""
+    known = {"auroc": ("auroc_unpoisoned", "{} before the poison"), "recall_at_poisoned": ("base_rate", "{} by chance")}
+    if key not in known or figure(body, known[key][0]) is None:
+        return ""
+    return known[key][1].format(number(figure(body, known[key][0]), 3))
+
+
+def what_is_left(found: Finding, stored: Any) -> Tally | None:
+    """What retraining without the flagged rows gave, None where that was not tried."""
+    left = mapping_of(stored)
+    if not left:
+        return None
+    warm, fresh = filtered_runs(left)
+    rate = mapping_of(mapping_of(left.get("success")).get("filtered"))
+    counts = tally(found.quantity, warm, fresh, {"success": rate} if rate else left.get("summary"))
+    return None if counts.empty else counts
+
+
+def filtered_runs(stored: Any) -> tuple[Any, list[Any]]:
+    """The warm and the fresh retrainings without the flagged rows."""
+    left = mapping_of(stored)
+    # A full comparison of filtered, random and clean arms is stored as lists of runs, the warm one first.
+    runs = items_of(mapping_of(mapping_of(left.get("arms")).get("filtered")).get("runs"))
+    return (runs[0], runs[1:]) if runs else (left.get("warm"), items_of(left.get("fresh")))
+
+
 def rankings(found: Finding) -> list[Ranking]:
     """Every stored order of inspection; anything may be missing or null."""
-    orders = []
-    for name, stored in mapping_of(found.attack.inspection).items():
-        recall = mapping_of(mapping_of(stored).get("recall_at"))
-        shares = {key: share for key in recall if (share := as_share(key)) is not None}
-        orders.append(
-            Ranking(
-                name=str(name),
-                recall={share: figure(recall, key) for key, share in shares.items()},
-                precision=figure(stored, "average_precision"),
-                by_chance=figure(stored, "expected_average_precision"),
-            )
-        )
-    return orders
+    return [ranking(str(name), mapping_of(body)) for name, body in mapping_of(found.attack.inspection).items()]
+
+
+def ranking(name: str, body: Mapping[str, Any]) -> Ranking:
+    """One order; a depth holds the recall itself or, among other numbers, under `recall`."""
+    depths = mapping_of(body.get("recall_at")) or mapping_of(body.get("recall"))
+    recall = {}
+    for key, depth in depths.items():
+        share = as_share(str(key))
+        if share is not None:
+            recall[share] = figure(depth, "recall") if isinstance(depth, Mapping) else figure(depths, key)
+    chance = [figure(body, key) for key in ("expected_average_precision", "average_precision_random")]
+    return Ranking(
+        name=name,
+        applicable=body.get("applicable") is not False,
+        reason=remark(body),
+        recall=recall,
+        precision=figure(body, "average_precision"),
+        by_chance=next((value for value in chance if value is not None), None),
+    )
 
 
 def as_share(key: str) -> float | None:
-    """A share of the rows from its stored name, None if it is none."""
+    """A share of the rows from its stored name, "0.05" or "5%", None if it is none."""
     try:
-        share = float(key)
+        share = float(key.removesuffix("%")) / (100 if key.endswith("%") else 1)
     except ValueError:
         return None
     return share if 0.0 < share <= 1.0 else None
