@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from poisonaudit.errors import UsageError
+from poisonaudit.quantities import flat_outcome, quantity_of
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import AttackResult, AuditResult, Direction, GateOutcome, Measure
 
 ATTACK_MEASURES: dict[str, str] = {
     "attack.movement": "share of the way to the target weights",
     "attack.flip_success": "share of fresh retrainings that give the wanted prediction",
-    # Only `compare` knows it: it takes several attacks on one model.
+    # A single attack has it where its smallest budget was searched; `compare` takes the cheapest of several.
     "attack.verified_cost": "training rows",
 }
 _RULE = re.compile(r"\s*([A-Za-z][A-Za-z0-9_.-]*)\s*([<>])\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -108,8 +109,9 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     """What an attack run adds to the comparison of models, from its retrainings.
 
     `attack.movement` (attacks toward target weights): mean over fresh retrainings, the warm one where there are none.
-    `attack.flip_success` (attacks on a prediction): share of fresh retrainings with success; without fresh ones it
+    `attack.flip_success` (attacks on predictions): share of fresh retrainings with success; without fresh ones it
     has no valid value. Retrainings that did not converge count, and make the measure invalid.
+    `attack.verified_cost` (where the smallest budget was searched): training rows at which success was confirmed.
 
     Args:
         result: of one attack.
@@ -117,43 +119,66 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     Returns:
         The measures that this kind of attack has, possibly none.
     """
-    warm = _outcome(result.retrained.get("warm"))
-    fresh = [_outcome(entry) for entry in result.retrained.get("fresh") or ()]
+    quantity = quantity_of(result.recipe, result.predicted, result.retrained)
+    warm = flat_outcome(result.retrained.get("warm"))
+    fresh = [flat_outcome(entry) for entry in result.retrained.get("fresh") or ()]
     # The user's own training is judged as it is: it aims at no tolerance.
     aimed = [entry for entry in (fresh or [warm]) if entry.get("kind", "tight") == "tight"]
     loose = sum(1 for entry in aimed if entry.get("converged") is False)
     found = []
-    if any(_number(entry, "movement") is not None for entry in [warm, *fresh]):
+    moved = any(_number(entry, "movement") is not None for entry in [warm, *fresh])
+    if quantity.measure == "attack.movement" and moved:
         found.append(_movement(result, warm, fresh, loose))
-    elif any(entry.get("success") is not None for entry in [warm, *fresh]):
+    judged = any(entry.get("success") is not None for entry in [warm, *fresh])
+    if quantity.measure == "attack.flip_success" and judged:
         found.append(_flip_success(result, warm, fresh, loose))
+    if result.verified_cost:
+        found.append(_verified_cost(result))
     return found
 
 
-def _movement(result: AttackResult, warm: dict[str, Any], fresh: list[dict[str, Any]], loose: int) -> Measure:
+def _movement(result: AttackResult, warm: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], loose: int) -> Measure:
     of_fresh = [value for entry in fresh if (value := _number(entry, "movement")) is not None]
     values = of_fresh or [value for value in [_number(warm, "movement")] if value is not None]
     details = {
         "source": "fresh" if of_fresh else "warm",
         "fresh": of_fresh,
         "warm": _number(warm, "movement"),
-        "predicted": _number(_outcome(result.predicted), "movement"),
+        "predicted": _number(flat_outcome(result.predicted), "movement"),
     }
     lost = len(fresh) - len(of_fresh)
     return _attack_measure("attack.movement", statistics.fmean(values), _doubts(loose, lost), details)
 
 
-def _flip_success(result: AttackResult, warm: dict[str, Any], fresh: list[dict[str, Any]], loose: int) -> Measure:
+def _flip_success(
+    result: AttackResult, warm: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], loose: int
+) -> Measure:
     wins = [bool(entry["success"]) for entry in fresh if entry.get("success") is not None]
     details = {
         "fresh": wins,
         "warm": warm.get("success"),
-        "predicted": _outcome(result.predicted).get("success"),
+        "predicted": flat_outcome(result.predicted).get("success"),
     }
     if not wins:
         return _attack_measure("attack.flip_success", None, "no fresh retraining was made", details)
     return _attack_measure(
         "attack.flip_success", statistics.fmean(wins), _doubts(loose, len(fresh) - len(wins)), details
+    )
+
+
+def _verified_cost(result: AttackResult) -> Measure:
+    cost, rows = result.verified_cost, result.verified_rows
+    details = {key: cost.get(key) for key in ("over", "value", "unit", "lower", "upper", "predicted")}
+    reason = "" if rows is not None else str(cost.get("reason") or "retraining confirmed success at no budget tried")
+    return Measure(
+        "attack.verified_cost",
+        rows,
+        ATTACK_MEASURES["attack.verified_cost"],
+        "upper",
+        "higher_is_safer",
+        rows is not None,
+        reason,
+        {"status": "measured", **details},
     )
 
 
@@ -170,14 +195,6 @@ def _doubts(loose: int, lost: int) -> str:
     if lost:
         parts.append(f"{lost} retraining{'s' if lost > 1 else ''} gave no number")
     return "; ".join(parts)
-
-
-def _outcome(entry: Any) -> dict[str, Any]:
-    """A retraining flat: its outcome may be nested under `outcome`."""
-    if not isinstance(entry, Mapping):
-        return {}
-    nested = entry.get("outcome")
-    return {**entry, **nested} if isinstance(nested, Mapping) else dict(entry)
 
 
 def _number(entry: Mapping[str, Any], key: str) -> float | None:

@@ -15,6 +15,12 @@ AUDIT_SCHEMA = "poisonaudit/audit/1"
 ATTACK_SCHEMA = "poisonaudit/attack/1"
 COMPARISON_SCHEMA = "poisonaudit/comparison/1"
 
+_ATTACK_MAPPINGS = {
+    "recipe", "budget", "predicted", "retrained", "control", "detectors", "cost", "inputs", "environment", "baselines",
+    "inspection", "verified_cost",
+}  # fmt: skip
+_ATTACK_SEQUENCES = {"rows", "history", "pictures"}
+
 Kind = Literal["exact", "upper", "lower", "estimate", "statistic"]
 Direction = Literal["lower_is_safer", "higher_is_safer", "neutral"]
 
@@ -159,12 +165,20 @@ class AttackResult:
         control: the same from unpoisoned data on the same seeds.
         history: one entry per crafting step.
         pictures: clean beside poisoned rows, for the report.
-        detectors: results of poison detectors, by name.
+        detectors: name -> what a poison detector found: {"applicable", "reason", "precision", "recall",
+            "false_positive_rate", "auroc", "flagged", "recall_at_poisoned", "filtered": {"warm", "fresh"}}.
         cost: seconds, products and gradients by stage.
         inputs: input name -> sha256.
         environment: versions, threads, device, platform.
         seed: the seed used.
         gates: outcomes of `--fail-on`.
+        baselines: name -> another attack on the same rows, budget and retraining: {"applicable", "reason",
+            "retrained" (as above), "cost": {"seconds", "gradients", "products"}, "notes"}.
+        inspection: ranking name -> how early its order of rows to inspect meets the poisoned ones: {"recall_at":
+            {share: recall}, "average_precision", "expected_average_precision" (of a random order)}.
+        verified_cost: the smallest budget at which retraining confirmed success: {"over": "rows" or "radius",
+            "value" (None where none was found), "unit", "lower" (largest shown not to succeed), "upper" (smallest
+            shown to succeed), "predicted", "trials", "reason"}.
     """
 
     name: str
@@ -184,6 +198,23 @@ class AttackResult:
     environment: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     gates: Sequence[GateOutcome] = ()
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    inspection: Mapping[str, Any] = field(default_factory=dict)
+    verified_cost: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verified_rows(self) -> float | None:
+        """Training rows of the smallest budget that retraining confirmed, None where there is none.
+
+        The searched number of rows or, where the radius was searched, the number of rows it was searched with.
+        """
+        cost = self.verified_cost if isinstance(self.verified_cost, Mapping) else {}
+        value = cost.get("value")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        if cost.get("over") != "radius":
+            return float(value)
+        return float(len(self.rows)) if self.rows else None
 
     def to_json(self) -> dict[str, Any]:
         """The `poisonaudit/attack/1` form; holds no NaN or Infinity."""
@@ -193,10 +224,15 @@ class AttackResult:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> AttackResult:
-        """Read the stored form."""
-        known = {item.name for item in dataclasses.fields(cls)} - {"gates"}
-        gates = tuple(GateOutcome(**gate) for gate in body.get("gates", ()))
-        return cls(**{key: value for key, value in body.items() if key in known}, gates=gates)
+        """Read the stored form; entries that are null or not there yet are empty."""
+        gates = tuple(GateOutcome(**gate) for gate in body.get("gates") or ())
+        known: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            if item.name == "gates" or item.name not in body:
+                continue
+            empty: Any = {} if item.name in _ATTACK_MAPPINGS else () if item.name in _ATTACK_SEQUENCES else None
+            known[item.name] = empty if body[item.name] is None else body[item.name]
+        return cls(**known, gates=gates)
 
 
 @dataclass(frozen=True)

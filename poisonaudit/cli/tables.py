@@ -8,6 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.cli.console import number, table
+from poisonaudit.cli.failures import one_line
+from poisonaudit.quantities import quantity_of
+from poisonaudit.report.costs import cost_of
+from poisonaudit.report.findings import finding
+from poisonaudit.report.rivals import rivals
 from poisonaudit.results import AttackResult, AuditResult, Comparison, GateOutcome, Measure
 
 
@@ -29,6 +34,10 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
+    if cost_line(result):
+        lines.append(cost_line(result))
+    if rivals(finding(result)):
+        lines += ["", baselines_table(result)]
     return "\n".join([*lines, *gate_lines(result.gates)])
 
 
@@ -41,6 +50,10 @@ def comparison_text(comparison: Comparison) -> str:
         lines.append(table(["measure (worst model first)", *comparison.labels()], rows))
         if any(not m.valid and m.number is not None for audit in comparison.audits for m in audit.measures.values()):
             lines.append("* not valid; the report says why")
+    named = zip(comparison.attack_labels(), comparison.attacks, strict=True)
+    searched = [f"{attack.name} on {model}: {told}" for model, attack in named if (told := cost_line(attack))]
+    if searched:
+        lines += ["", *searched]
     if comparison.attacks:
         lines += ["", attacks_table(comparison.attacks, comparison.attack_labels())]
         if not all(attack.predicted.get("valid") for attack in comparison.attacks):
@@ -49,12 +62,12 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str:
-    """One line per attack: movement or margin as predicted, after warm and fresh retraining, and without poison."""
+    """One line per attack: its primary number as predicted, after warm and fresh retraining, and without poison."""
     rows = []
     for attack, model in zip(attacks, models, strict=True):
-        key = "movement" if "movement" in attack.predicted else "margin"
-        fresh = _values(attack.retrained.get("fresh", ()), key)
-        control = _values(attack.control.get("fresh", ()), key)
+        key = quantity_of(attack.recipe, attack.predicted, attack.retrained).key
+        fresh = _values(attack.retrained.get("fresh"), key)
+        control = _values(attack.control.get("fresh"), key)
         warm = (attack.retrained.get("warm") or {}).get(key)
         rows.append(
             [
@@ -65,7 +78,7 @@ def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str
                 warm,
                 _spread(fresh),
                 fmean(control) if control else (attack.control.get("warm") or {}).get(key),
-                _successes(attack),
+                _reached(attack.retrained),
             ]
         )
     headers = ["attack", "model", "figure", "predicted", "warm", "fresh seeds", "control", "reached"]
@@ -103,8 +116,31 @@ def _remark(measure: Measure) -> str:
     return text if len(text) <= 140 else text[:139] + "…"
 
 
-def _values(items: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [float(item[key]) for item in items if item.get(key) is not None]
+def baselines_table(result: AttackResult) -> str:
+    """The attack beside others on the same rows, budget and retraining."""
+    found = finding(result)
+    rows = []
+    for line in rivals(found):
+        seen = [line.tally.warm, line.tally.mean, line.tally.rate or "-"]
+        if not line.applicable:
+            seen = [None, None, "not applicable"]
+        rows.append([line.name, *seen, line.gradients, line.seconds])
+    headers = ["beside other attacks", f"warm {found.quantity.key}", "mean over fresh seeds", "reached", "gradients"]
+    return table([*headers, "seconds"], rows)
+
+
+def cost_line(result: AttackResult) -> str:
+    """The smallest budget that retraining confirmed, a predicted one behind it; "" where none was searched."""
+    cost = cost_of(result.verified_cost)
+    if cost is None:
+        return ""
+    parts = [cost.amount, cost.bracket, cost.expected, cost.reason]
+    return one_line(f"verified cost: {'; '.join(text for text in parts if text)}")
+
+
+def _values(items: Any, key: str) -> list[float]:
+    found = [item.get(key) for item in items or () if isinstance(item, Mapping)]
+    return [float(value) for value in found if value is not None]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -114,10 +150,12 @@ def _spread(values: Sequence[float]) -> str:
     return number(low) if low == high else f"{number(low)} .. {number(high)}"
 
 
-def _successes(attack: AttackResult) -> str:
-    found = [item.get("success") for item in attack.retrained.get("fresh", ()) if item.get("success") is not None]
-    warm = (attack.retrained.get("warm") or {}).get("success")
+def _reached(retrained: Mapping[str, Any]) -> str:
+    warm = (retrained.get("warm") or {}).get("success")
     parts = [] if warm is None else [f"warm {number(bool(warm))}"]
-    if found:
-        parts.append(f"fresh {sum(map(bool, found))}/{len(found)}")
+    for name in ("fresh", "loose", "trainer"):
+        found = [item.get("success") for item in retrained.get(name) or () if isinstance(item, Mapping)]
+        known = [bool(success) for success in found if success is not None]
+        if known:
+            parts.append(f"{name} {sum(known)}/{len(known)}")
     return ", ".join(parts) or "-"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from poisonaudit.report.comparison import ORDER_RULE, compare
 from poisonaudit.report.exchange import render_junit, render_sarif
 from poisonaudit.report.html import render_html
+from poisonaudit.report.markdown import render_markdown
 from poisonaudit.report.render import FORMATS, SUFFIXES, render
-from poisonaudit.report.tables import render_csv, render_json, render_markdown
+from poisonaudit.report.tables import render_csv, render_json
 
 __all__ = [
     "FORMATS",

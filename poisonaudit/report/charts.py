@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
+from poisonaudit.quantities import TOLERANCE, Quantity
 from poisonaudit.report.findings import Finding
 from poisonaudit.report.formats import number, power_of_ten, state, usable
 from poisonaudit.report.svg import ACCENT, CONTROL, INK, MUTED, PAPER, SECOND, WARN, draw, drawable
+from poisonaudit.report.trials import Trial
 from poisonaudit.results import Measure
 
 WIDE_RANGE = 30.0
+# Marker, colour, words, and which retrainings they stand for.
+KINDS_OF_TRIAL: tuple[tuple[str, str, str, Callable[[Trial], bool]], ...] = (
+    ("v", WARN, "retrained loosely", lambda trial: trial.training == "loose"),
+    ("s", INK, "owner's procedure", lambda trial: trial.training == "trainer"),
+    ("^", SECOND, "retrained, fresh seed", lambda trial: trial.training == "tight" and trial.fresh),
+    ("o", ACCENT, "retrained, warm start", lambda trial: trial.training == "tight" and not trial.fresh),
+)
 
 
 def measure_chart(labels: Sequence[str], measures: Sequence[Measure | None], *, key: str, name: str) -> Markup:
@@ -145,13 +154,13 @@ def place(figure: Any, axes: Any, logarithmic: bool) -> None:
         axes.set_position((left, bottom, max(0.955 - left, 0.2), max(0.98 - bottom, 0.2)))
 
 
-def scatter_chart(findings: Sequence[Finding], *, key: str, quantity: str) -> Markup | None:
-    """Predicted against retrained with the diagonal; warm, fresh and control told apart by shape and by colour.
+def scatter_chart(findings: Sequence[Finding], *, key: str, quantity: Quantity) -> Markup | None:
+    """Predicted against retrained with the diagonal; trainings and controls told apart by shape and by colour.
 
     Args:
         findings: attacks of one quantity.
         key: unique on the page.
-        quantity: "movement" or "margin".
+        quantity: what they are measured by.
 
     Returns:
         An inline SVG, None if no attack has both numbers.
@@ -159,7 +168,8 @@ def scatter_chart(findings: Sequence[Finding], *, key: str, quantity: str) -> Ma
     pairs = [
         (found, trial)
         for found in findings
-        for trial in found.trials
+        for group in found.groups
+        for trial in group.trials
         if finite(found.predicted) and finite(trial.value)
     ]
     if not pairs:
@@ -169,25 +179,24 @@ def scatter_chart(findings: Sequence[Finding], *, key: str, quantity: str) -> Ma
     def paint(figure: Any) -> None:
         axes = figure.add_axes((0, 0, 1, 1))
         numbers = [n for f, t in pairs for n in (f.predicted, t.value, t.control) if finite(n)]
-        low, high = min([*numbers, 0.0]), max([*numbers, 0.0])
+        low, high = min([*numbers, quantity.no_effect]), max([*numbers, quantity.no_effect])
         room = 0.09 * (high - low or 1.0)
         low, high = low - room, high + room
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.9, label="exact prediction")
-        if quantity == "margin":
+        if quantity.confirmed_by == "size":
+            confirmed_band(axes, quantity.no_effect, low, high)
+        elif quantity.key == "margin":
             axes.axhline(0, color=MUTED, linewidth=0.8, linestyle=":", label="decision boundary")
-        else:
-            axes.fill_between([0, high], [0, 0.75 * high], [0, 1.25 * high], color=MUTED, alpha=0.1, linewidth=0,
-                              label="confirmed (within 25 %)")  # fmt: skip
         series(
             axes, [(f.predicted, t.control) for f, t in pairs if t.control is not None], "x", CONTROL, "clean control"
         )
-        series(axes, [(f.predicted, t.value) for f, t in pairs if t.fresh], "^", SECOND, "retrained, fresh seed")
-        series(axes, [(f.predicted, t.value) for f, t in pairs if not t.fresh], "o", ACCENT, "retrained, warm start")
+        for marker, colour, label, chosen in KINDS_OF_TRIAL:
+            series(axes, [(f.predicted, t.value) for f, t in pairs if chosen(t)], marker, colour, label)
         name_attacks(axes, shown, pairs, high)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-        axes.set_xlabel(f"predicted {quantity}")
-        axes.set_ylabel(f"retrained {quantity}")
+        axes.set_xlabel(f"predicted {quantity.word}")
+        axes.set_ylabel(f"retrained {quantity.word}")
         axes.grid()
         axes.set_axisbelow(True)
         for side in ("top", "right"):
@@ -200,16 +209,28 @@ def scatter_chart(findings: Sequence[Finding], *, key: str, quantity: str) -> Ma
         figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, fontsize=8.5,
                       labelcolor=INK)  # fmt: skip
 
-    told = "; ".join(f"{f.label}: predicted {number(f.predicted)}, {t.name} {number(t.value)}" for f, t in pairs)
-    title = f"Predicted against retrained {quantity}"
+    told = "; ".join(
+        f"{f.label}: predicted {number(f.predicted)}, {t.name}{'' if t.training == 'tight' else f' ({t.training})'} "
+        f"{number(t.value)}"
+        for f, t in pairs
+    )
+    title = f"Predicted against retrained: {quantity.word}"
     return draw(paint, width=4.7, height=5.1, key=key, title=title, text=told)
+
+
+def confirmed_band(axes: Any, start: float, low: float, high: float) -> None:
+    """The values that confirm a prediction: within the tolerance of its effect, which is counted from `start`."""
+    predicted = [low, start, high]
+    below, above = ([start + (x - start) * (1 + side * TOLERANCE) for x in predicted] for side in (-1, 1))
+    axes.fill_between(predicted, below, above, color=MUTED, alpha=0.1, linewidth=0,
+                      label=f"confirmed (within {100 * TOLERANCE:.0f} %)")  # fmt: skip
 
 
 def series(axes: Any, points: Sequence[tuple[Any, Any]], marker: str, colour: str, label: str) -> None:
     """One kind of retraining."""
     points = [(x, y) for x, y in points if finite(y)]
     if points:
-        face = PAPER if marker == "^" else colour
+        face = PAPER if marker in "^vs" else colour
         axes.plot(*zip(*points, strict=True), linestyle="none", marker=marker, markersize=6.5, color=colour,
                   markerfacecolor=face, markeredgewidth=1.3, label=label, clip_on=False)  # fmt: skip
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.errors import UsageError
+from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding, finding
 from poisonaudit.report.formats import figure, mapping_of, usable
 from poisonaudit.report.measures_guide import family_of
@@ -155,27 +156,27 @@ def with_attacks(audit: AuditResult, attacks: Sequence[AttackResult]) -> AuditRe
 def movement_measure(findings: Sequence[Finding]) -> Measure:
     """`attack.movement`: the largest mean movement over fresh seeds (the warm start where there are none)."""
     unit = "share of the way to the target weights"
-    scores = [(mean_movement(found), found) for found in findings if found.quantity == "movement"]
+    scores = [(mean_movement(found), found) for found in findings if found.quantity.measure == "attack.movement"]
     return worst_attack("attack.movement", unit, scores, "no target-weights attack was retrained")
 
 
 def mean_movement(found: Finding) -> float | None:
     """Mean over the fresh seeds that have the number, else the warm start's, else None."""
-    fresh = [trial.value for trial in found.trials if trial.fresh and trial.value is not None]
+    fresh = [trial.value for trial in found.decisive if trial.fresh and trial.value is not None]
     warm = [trial.value for trial in found.trials if not trial.fresh and trial.value is not None]
     return fmean(fresh or warm) if fresh or warm else None
 
 
 def flip_measure(findings: Sequence[Finding]) -> Measure:
-    """`attack.flip_success`: the largest share of fresh retrainings that gave the attacker's label."""
-    scores = [(success_share(found), found) for found in findings if found.quantity == "margin"]
+    """`attack.flip_success`: the largest share of fresh retrainings that gave the attacker's label or labels."""
+    scores = [(success_share(found), found) for found in findings if found.quantity.measure == "attack.flip_success"]
     reason = "no flip attack was retrained from fresh seeds"
     return worst_attack("attack.flip_success", "share of fresh retrainings", scores, reason)
 
 
 def success_share(found: Finding) -> float | None:
     """Share of fresh seeds that reached the goal, None without fresh seeds."""
-    votes = [bool(trial.reached) for trial in found.judged if trial.fresh]
+    votes = [bool(trial.reached) for trial in found.decisive if trial.fresh and trial.reached is not None]
     return fmean(votes) if votes else None
 
 
@@ -203,37 +204,58 @@ def worst_attack(name: str, unit: str, scores: Sequence[tuple[float | None, Find
 
 def doubts(found: Finding) -> str:
     """Why the retrainings of an attack do not carry a number, empty if they do."""
-    relevant = [trial for trial in found.trials if trial.fresh] or list(found.trials)
-    loose = sum(trial.converged is False for trial in relevant)
+    relevant = [trial for trial in found.decisive if trial.fresh] or list(found.trials)
+    # The owner's own training is judged as it is: it aims at no tolerance.
+    loose = sum(trial.converged is False and trial.training == "tight" for trial in relevant)
     told = f"{loose} retraining{'s' if loose != 1 else ''} did not converge" if loose else ""
     return "; ".join(text for text in (told, found.caution) if text)
 
 
 def cost_measure(findings: Sequence[Finding]) -> Measure:
-    """`attack.verified_cost`: fewest poisoned rows with which most retrainings reached the goal."""
-    costs: list[tuple[float, str]] = []
-    for found in findings:
-        share = success_share(found)
-        rows = len(found.attack.rows) or figure(found.attack.budget, "rows")
-        if share is not None and share > 0.5 and rows and not doubts(found):
-            costs.append((float(rows), found.attack.name))
+    """`attack.verified_cost`: fewest poisoned rows with which retraining confirmed that an attack reaches its goal."""
+    costs = [entry for found in findings if (entry := verified_rows(found)) is not None]
     if not costs:
-        return absent(
+        none = absent(
             "attack.verified_cost",
             "training rows",
             "no attack tried was soundly shown to reach its goal in most retrainings; another one may",
             safer="higher_is_safer",
         )
-    least, name = min(costs)
+        told = [cost.sentence for found in findings if (cost := cost_of(found.attack.verified_cost)) is not None]
+        # A search that found nothing did measure something, which is no number.
+        return dataclasses.replace(none, reason=told[0], details={"status": "measured"}) if told else none
+    least = min(costs, key=lambda cost: (bool(cost["doubt"]), cost["rows"]))
+    beside = f", {least['told']}" if least["told"] else ""
     return Measure(
         "attack.verified_cost",
-        least,
+        least["rows"],
         "training rows",
         "upper",
         "higher_is_safer",
-        reason="cheapest attack verified; a cheaper one may exist",
-        details={"attack": name, "by_attack": [{"attack": attack, "rows": rows} for rows, attack in costs]},
+        valid=not least["doubt"],
+        reason=least["doubt"] or f"cheapest attack verified{beside}; a cheaper one may exist",
+        details={
+            "attack": least["attack"],
+            "predicted": least["predicted"],
+            "by_attack": [{"attack": cost["attack"], "rows": cost["rows"]} for cost in costs],
+        },
     )
+
+
+def verified_rows(found: Finding) -> dict[str, Any] | None:
+    """Rows with which retraining confirmed this attack, by a search or by the attack itself; None if it did not."""
+    cost, rows = cost_of(found.attack.verified_cost), found.attack.verified_rows
+    entry: dict[str, Any] = {"attack": found.attack.name, "told": "", "predicted": None, "doubt": found.caution}
+    if cost is not None and rows is not None:
+        # Predicted rows stand beside verified rows only; a radius is another unit.
+        predicted = cost.predicted if cost.over == "rows" else None
+        told = "; ".join(text for text in (cost.amount if cost.over == "radius" else "", cost.bracket) if text)
+        return {**entry, "rows": rows, "told": told, "predicted": predicted}
+    share = success_share(found)
+    used = len(found.attack.rows) or figure(found.attack.budget, "rows")
+    if share is None or share <= 0.5 or not used or doubts(found):
+        return None
+    return {**entry, "rows": float(used)}
 
 
 def absent(measure: str, unit: str, reason: str, safer: Any = "lower_is_safer") -> Measure:

@@ -6,52 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from poisonaudit.quantities import TOLERANCE, Quantity, quantity_of
 from poisonaudit.report.formats import figure, items_of, mapping_of, number
+from poisonaudit.report.tally import reached, span
+from poisonaudit.report.trials import Group, Prediction, Trial, decisive, groups_of
 from poisonaudit.results import AttackResult
 
 Standing = Literal["confirmed", "partly confirmed", "not confirmed", "not predicted", "not retrained", "not judged"]
 
-MOVEMENT_TOLERANCE = 0.25
-HALF_WAY = 0.5
 RULE = (
-    "A retraining confirms a predicted movement if it ends within "
-    f"{100 * MOVEMENT_TOLERANCE:.0f} % of it, and a predicted flip (or its absence) if the retrained model puts the "
-    "row on the same side of the decision. Shown but not counted: retrainings that did not converge, attacks without a "
-    "valid prediction, and flips that the clean control shows as well."
+    "Where an attack is predicted by how far it gets (movement, distance left, loss, accuracy), a retraining confirms "
+    f"it if its effect ends within {100 * TOLERANCE:.0f} % of the predicted one. Predicted flips (or their absence) "
+    "are confirmed if the retrained model ends on the same side of success. Shown but not counted: trainings that did "
+    "not converge, loose trainings and the owner's own procedure, attacks without a valid prediction, and successes "
+    "that the clean control shows as well."
 )
 GOAL_RULE = (
-    "The goal of a flip is the wanted label; the goal of a movement is the one stored with the attack or, where none "
-    f"is, {100 * HALF_WAY:.0f} % of the way to the target weights."
+    "The goal of an attack is the one stored with it. Where none is: for a flip the wanted label, for several flips "
+    "all of them, for a region to be inside, for target weights and wanted predictions half of the way; a rise of the "
+    "loss or a drop of a group's accuracy then has no goal and is not judged."
 )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One retraining on the poisoned data.
-
-    Attributes:
-        name: "warm start" or "fresh seed N".
-        fresh: False for the warm start.
-        value: the primary number (movement or margin), None if not stored.
-        control: the same number from unpoisoned data on the same seed, None if not stored.
-        control_reached: True if the control shows a flip without any poison; None for movements.
-        converged: None where not stated.
-        reached: whether the attacker's goal was reached.
-        ratio: value over prediction, None where either is missing or the prediction is zero.
-        confirms: whether it agrees with the prediction; None if it cannot be counted.
-        outcome: everything stored about it.
-    """
-
-    name: str
-    fresh: bool
-    value: float | None
-    control: float | None
-    control_reached: bool | None
-    converged: bool | None
-    reached: bool | None
-    ratio: float | None
-    confirms: bool | None
-    outcome: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,28 +35,45 @@ class Finding:
     Attributes:
         attack: the stored result.
         label: a distinct name for the report.
-        quantity: "movement" (target weights) or "margin" (flip).
+        quantity: what this kind of attack is measured by.
         predicted: the predicted primary number.
         predicted_reached: whether the goal was predicted to be reached.
         valid: whether the prediction passed its validity test.
         reasons: why it did not.
-        trials: warm start first, then fresh seeds.
-        standing: whether retraining confirmed it.
+        groups: the retrainings by training, tight ones first.
+        standing: whether retraining to tight minima confirmed it.
         sentence: the same in plain words.
         model: the attacked model, under the name it has in the whole report.
     """
 
     attack: AttackResult
     label: str
-    quantity: Literal["movement", "margin"]
+    quantity: Quantity
     predicted: float | None
     predicted_reached: bool | None
     valid: bool
     reasons: Sequence[str]
-    trials: Sequence[Trial]
+    groups: Sequence[Group]
     standing: Standing
     sentence: str
     model: str
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Retrainings to a tight minimum, the ones the prediction is about: warm start first, then fresh seeds."""
+        return tight_trials(self.groups)
+
+    @property
+    def decisive(self) -> tuple[Trial, ...]:
+        """Retrainings that success and movement are counted on: by the owner's own procedure where it was given."""
+        training = decisive(self.attack)
+        return next((group.trials for group in self.groups if group.training == training), ())
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What was not trained, and why."""
+        summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
+        return tuple(str(note) for note in items_of(summary.get("notes")) if note is not None)
 
     @property
     def counted(self) -> list[Trial]:
@@ -106,95 +97,45 @@ class Finding:
             "there the poison is not the cause."
         )
 
+    @property
+    def loosened(self) -> str:
+        """A sentence where other trainings follow the poison less than tight ones do, else empty."""
+        tight = next((group for group in self.groups if group.training == "tight"), None)
+        if tight is None:
+            return ""
+        others = [group for group in self.groups if group.training != "tight"]
+        return " ".join(text for group in others if (text := _weaker(self.quantity, group, tight)))
+
 
 def finding(attack: AttackResult, label: str | None = None, model: str | None = None) -> Finding:
     """Judge one stored attack by `RULE`; missing and null entries are allowed anywhere."""
-    quantity: Literal["movement", "margin"] = "movement" if objective_kind(attack) == "target_weights" else "margin"
-    predicted_outcome = mapping_of(attack.predicted)
-    predicted = figure(predicted_outcome, quantity)
-    predicted_reached = reached(predicted_outcome, quantity)
-    reasons = [str(reason) for reason in items_of(predicted_outcome.get("reasons"))]
-    valid = predicted is not None and predicted_outcome.get("valid") is not False
-    trials = [
-        trial(name, fresh, outcome, control, quantity, predicted, predicted_reached, valid)
-        for name, fresh, outcome, control in stored_trials(attack)
-    ]
-    standing = judge(predicted, valid, trials)
-    sentence = explain(standing, quantity, predicted, predicted_outcome, reasons, trials)
+    quantity = quantity_of(attack.recipe, attack.predicted, attack.retrained)
+    outcome = mapping_of(attack.predicted)
+    predicted, predicted_reached = figure(outcome, quantity.key), reached(outcome, quantity)
+    reasons = [str(reason) for reason in items_of(outcome.get("reasons"))]
+    stated = predicted is not None or (quantity.confirmed_by == "side" and predicted_reached is not None)
+    valid = stated and outcome.get("valid") is not False
+    groups = groups_of(attack, quantity, Prediction(predicted, predicted_reached, valid))
+    trials = tight_trials(groups)
+    standing = judge(valid, trials)
+    sentence = explain(standing, quantity, predicted, outcome, reasons, trials)
     name = attack.name if label is None else label
     shown = attack.model if model is None else model
     return Finding(
-        attack, name, quantity, predicted, predicted_reached, valid, reasons, trials, standing, sentence, shown
+        attack, name, quantity, predicted, predicted_reached, valid, reasons, groups, standing, sentence, shown
     )
 
 
-def objective_kind(attack: AttackResult) -> str:
-    """Either "target_weights" or "flip"; read off the stored numbers where the recipe does not say."""
-    objective = mapping_of(attack.recipe).get("objective")
-    kind = objective.get("kind") if isinstance(objective, Mapping) else objective
-    if isinstance(kind, str) and kind:
-        return kind
-    return "flip" if figure(attack.predicted, "margin") is not None else "target_weights"
+def tight_trials(groups: Sequence[Group]) -> tuple[Trial, ...]:
+    """The retrainings to a tight minimum."""
+    return next((group.trials for group in groups if group.training == "tight"), ())
 
 
-def stored_trials(attack: AttackResult) -> list[tuple[str, bool, Mapping[str, Any], Mapping[str, Any]]]:
-    """(name, fresh, outcome, control outcome) of every stored retraining, controls matched by seed."""
-    retrained, control = mapping_of(attack.retrained), mapping_of(attack.control)
-    found: list[tuple[str, bool, Mapping[str, Any], Mapping[str, Any]]] = []
-    if mapping_of(retrained.get("warm")):
-        found.append(("warm start", False, mapping_of(retrained["warm"]), mapping_of(control.get("warm"))))
-    controls = {mapping_of(item).get("seed"): mapping_of(item) for item in items_of(control.get("fresh"))}
-    for item in items_of(retrained.get("fresh")):
-        outcome = mapping_of(item)
-        seed = outcome.get("seed")
-        name = "fresh seed" if seed is None else f"fresh seed {seed}"
-        found.append((name, True, outcome, controls.get(seed, {})))
-    return found
-
-
-def trial(
-    name: str,
-    fresh: bool,
-    outcome: Mapping[str, Any],
-    control: Mapping[str, Any],
-    quantity: str,
-    predicted: float | None,
-    predicted_reached: bool | None,
-    valid: bool,
-) -> Trial:
-    """One retraining set against the prediction."""
-    value = figure(outcome, quantity)
-    ratio = value / predicted if value is not None and predicted else None
-    got = reached(outcome, quantity)
-    converged = outcome.get("converged") if isinstance(outcome.get("converged"), bool) else None
-    # A movement is counted from the control already, so only a flip can be had without any poison.
-    control_reached = reached(control, quantity) if quantity == "margin" else None
-    confirms: bool | None = None
-    if converged is False or not valid or predicted is None:
-        pass
-    elif quantity == "movement" and value is not None:
-        confirms = abs(value - predicted) <= MOVEMENT_TOLERANCE * abs(predicted)
-    elif quantity == "margin" and got is not None and predicted_reached is not None and not control_reached:
-        confirms = got == predicted_reached
-    control_value = figure(control, quantity)
-    return Trial(name, fresh, value, control_value, control_reached, converged, got, ratio, confirms, outcome)
-
-
-def reached(outcome: Mapping[str, Any], quantity: str) -> bool | None:
-    """Whether an outcome reaches the attacker's goal (see `GOAL_RULE`), None where it cannot be told."""
-    if isinstance(outcome.get("success"), bool):
-        return bool(outcome["success"])
-    value = figure(outcome, quantity)
-    if value is None:
-        return None
-    return value >= HALF_WAY if quantity == "movement" else value > 0
-
-
-def judge(predicted: float | None, valid: bool, trials: Sequence[Trial]) -> Standing:
+def judge(valid: bool, trials: Sequence[Trial]) -> Standing:
     """The standing of a prediction by `RULE`."""
-    if not any(trial.value is not None for trial in trials):
+    if not any(trial.value is not None or trial.reached is not None for trial in trials):
         return "not retrained"
-    if predicted is None or not valid:
+    if not valid:
         return "not predicted"
     votes = [trial.confirms for trial in trials if trial.confirms is not None]
     if not votes:
@@ -206,7 +147,7 @@ def judge(predicted: float | None, valid: bool, trials: Sequence[Trial]) -> Stan
 
 def explain(
     standing: Standing,
-    quantity: str,
+    quantity: Quantity,
     predicted: float | None,
     outcome: Mapping[str, Any],
     reasons: Sequence[str],
@@ -216,30 +157,38 @@ def explain(
     votes = [trial.confirms for trial in trials if trial.confirms is not None]
     counted = [trial.value for trial in trials if trial.confirms is not None]
     observed = span(counted or [trial.value for trial in trials])
+    word = quantity.word
     if standing == "not retrained":
-        return f"Not retrained: the predicted {quantity} of {number(predicted)} has no retrained counterpart."
+        return f"Not retrained: the predicted {word} of {number(predicted)} has no retrained counterpart."
     if standing == "not predicted":
         because = "; ".join(reason.rstrip(".") for reason in reasons)
         phi = figure(outcome, "phi")
         if not because:
             because = f"phi is {number(phi)}" if phi is not None else "the stored result gives no valid prediction"
-        return f"Not predicted because {because}. Retraining gave a {quantity} of {observed}."
+        return f"Not predicted because {because}. Retraining gave for the {word}: {observed}."
     if standing == "not judged":
         return (
-            f"Not judged: none of {len(trials)} retrainings can be counted against the predicted {quantity} of "
+            f"Not judged: none of {len(trials)} retrainings can be counted against the predicted {word} of "
             f"{number(predicted)}. Retraining gave {observed}."
         )
     agree = f"{sum(votes)} of {len(votes)} counted retrainings agree with the prediction"
     uncounted = ", ".join(f"{trial.name} ({number(trial.value, 3)})" for trial in trials if trial.confirms is None)
     tail = f" Not counted: {uncounted}." if uncounted else ""
     head = {"confirmed": "Confirmed", "partly confirmed": "Partly confirmed"}.get(standing, "Not confirmed")
-    return f"{head}: {agree}. Predicted {quantity} {number(predicted)}, retrained {observed}.{tail}"
+    return f"{head}: {agree}. Predicted {word} {number(predicted)}, retrained {observed}.{tail}"
 
 
-def span(values: Sequence[float | None]) -> str:
-    """The range of values: "0.41", "0.39 to 0.42" or "no number"."""
-    known = sorted(value for value in values if value is not None)
-    if not known:
-        return "no number"
-    low, high = str(number(known[0], 3)), str(number(known[-1], 3))
-    return low if low == high else f"{low} to {high}"
+def _weaker(quantity: Quantity, group: Group, tight: Group) -> str:
+    """A sentence if the fresh seeds of a group follow the poison less than those of the tight one."""
+    who = {"loose": "Loosely trained models", "trainer": "Models trained by the owner's procedure"}[group.training]
+    moral = "the numbers from tight minima overstate what the poison does there."
+    here, there = group.tally, tight.tally
+    if here.share is not None and there.share is not None and (here.share != there.share):
+        told = f"{here.wins} of {here.judged} fresh seeds against {there.wins} of {there.judged}"
+        return f"{who} reach the attacker's goal less often: {told}; {moral}" if here.share < there.share else ""
+    less, more = quantity.effect(here.mean), quantity.effect(there.mean)
+    # Success rates that are equal leave nothing to say of a flip, but a movement may still be much smaller.
+    if quantity.confirmed_by == "side" or less is None or more is None or less >= (1 - TOLERANCE) * more:
+        return ""
+    told = f"mean {quantity.word} {number(here.mean, 3)} against {number(there.mean, 3)}"
+    return f"{who} follow the poison less: {told}; {moral}"

@@ -137,13 +137,17 @@ GUIDES: dict[str, Guide] = {
     ),
     "attack.flip_success": Guide(
         "Flipped prediction, retrained",
-        "Share of fresh-seed retrainings in which the chosen test row got the attacker's label, worst attack.",
+        "Share of fresh-seed retrainings in which the chosen test row, or enough of several, got the attacker's label, "
+        "worst attack on this model.",
         "Zero is not proof of safety: another row, budget or method may succeed.",
     ),
     "attack.verified_cost": Guide(
         "Cheapest poison verified by retraining",
-        "Fewest poisoned training rows with which an attack tried here reached its goal in most retrainings.",
-        "No value means that no attack tried here got there, not that none can. The radius per row matters too.",
+        "Fewest poisoned training rows with which an attack tried here was confirmed by retraining to reach its goal. "
+        "More is safer. Where a smaller number was shown to fail, the remark says so.",
+        "It is an upper bound: a better attack may need fewer rows, and no value means that no attack tried here got "
+        "there, not that none can. It holds for one radius per row and one goal, so compare only like with like. A "
+        "predicted number of rows beside it is not verified.",
     ),
 }
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from poisonaudit.registry import lookup
 from poisonaudit.report.exchange import render_junit, render_sarif
 from poisonaudit.report.html import render_html
+from poisonaudit.report.markdown import render_markdown
 from poisonaudit.report.page import Result
-from poisonaudit.report.tables import render_csv, render_json, render_markdown
+from poisonaudit.report.tables import render_csv, render_json
 
 # Every entry: (result, *, command="", title=None) -> text.
 FORMATS: dict[str, Callable[..., str]] = {

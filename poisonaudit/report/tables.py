@@ -1,4 +1,4 @@
-"""The same results as JSON, CSV and Markdown."""
+"""The same results as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from poisonaudit.quantities import flat_outcome
+from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding
-from poisonaudit.report.formats import mapping_of, number, printable, state, usable
-from poisonaudit.report.measures_guide import guide
+from poisonaudit.report.formats import items_of, mapping_of, state
 from poisonaudit.report.page import Page, Result, make_page
-from poisonaudit.report.sections import method, threat_model, untested, verdict
+from poisonaudit.report.sections.detection import FIGURES, detectors, filtered_runs, rankings
+from poisonaudit.report.trials import TRAININGS
 
 CSV_COLUMNS = (
     "record", "model", "data", "attack", "stage", "seed", "id", "value", "unit", "kind", "direction", "status", "valid",
     "reason", "seconds",
 )  # fmt: skip
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-_MARKDOWN = str.maketrans(
-    {
-        "&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "\\`", "*": "\\*", "_": "\\_", "[": "\\[", "]": "\\]",
-        "\\": "\\\\", "#": "\\#", "\n": " ", "\r": " ",
-    }
-)  # fmt: skip
 
 
 def render_json(result: Result, *, command: str = "", title: str | None = None) -> str:
@@ -71,20 +67,58 @@ def csv_lines(page: Page) -> Iterator[dict[str, Any]]:
 
 
 def outcome_lines(found: Finding) -> Iterator[dict[str, Any]]:
-    """Every number of one attack: predicted, retrained and control."""
+    """Every number of one attack: predicted, retrained, control, other attacks, detectors, inspection, cost."""
     attack = found.attack
     common = {"record": "outcome", "model": attack.model, "data": attack.data, "attack": attack.name}
-    stages: list[tuple[str, Mapping[str, Any]]] = [("predicted", mapping_of(attack.predicted))]
-    for name, source in (("retrained", attack.retrained), ("control", attack.control)):
-        source = mapping_of(source)
-        stages.append((f"{name} warm", mapping_of(source.get("warm"))))
-        stages += [(f"{name} fresh", mapping_of(item)) for item in source.get("fresh") or ()]
-    for stage, outcome in stages:
+    stages: list[tuple[str, Any]] = [("predicted", attack.predicted)]
+    stages += trainings("retrained", attack.retrained) + trainings("control", attack.control)
+    for name, stored in mapping_of(attack.baselines).items():
+        body = mapping_of(stored)
+        stages += [*trainings(f"baseline {name}", body.get("retrained")), (f"baseline {name} cost", body.get("cost"))]
+    for name, stored in mapping_of(attack.detectors).items():
+        body = mapping_of(stored)
+        stages += [(f"detector {name}", {key: body.get(key) for key, _ in FIGURES} | {"flagged": body.get("flagged")})]
+        warm, fresh = filtered_runs(body.get("filtered"))
+        stages += trainings(f"filtered by {name}", {"warm": warm, "fresh": fresh})
+    for order in rankings(found):
+        recall = {f"recall_at.{share:g}": value for share, value in order.recall.items()}
+        means = {"average_precision": order.precision, "expected_average_precision": order.by_chance}
+        stages.append((f"inspection {order.name}", recall | means))
+    for stage, stored in stages:
+        outcome = flat_outcome(stored)
         for key, value in outcome.items():
             if key != "seed" and isinstance(value, int | float):
                 line = {**common, "stage": stage, "seed": outcome.get("seed", ""), "id": key, "value": value}
                 yield {**line, "status": "measured", "valid": found.valid if stage == "predicted" else ""}
+    yield from remark_lines(found, common)
     yield {**common, "id": "standing", "status": found.standing, "reason": found.sentence}
+
+
+def trainings(name: str, source: Any) -> list[tuple[str, Any]]:
+    """(stage, outcome) of every stored training; a list that `fresh` repeats is told once."""
+    stored = mapping_of(source)
+    kinds = ["fresh", *(kind for kind in TRAININGS if stored.get(kind) != stored.get("fresh"))]
+    runs = [(f"{name} {kind}", item) for kind in kinds for item in items_of(stored.get(kind))]
+    return [(f"{name} warm", stored.get("warm")), *runs]
+
+
+def remark_lines(found: Finding, common: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The verified cost, and what could not be run, with the reason; none of these is a pass."""
+    cost = cost_of(found.attack.verified_cost)
+    if cost is not None:
+        known = {"value": cost.value, "lower": cost.lower, "predicted": cost.predicted}
+        for key, value in known.items():
+            line = {**common, "stage": "verified cost", "id": key, "value": value, "unit": cost.unit}
+            status = "measured" if value is not None else "no value"
+            yield {**line, "kind": cost.over, "status": status, "reason": cost.reason}
+    for name, stored in mapping_of(found.attack.baselines).items():
+        if mapping_of(stored).get("applicable") is False:
+            why = str(mapping_of(stored).get("reason") or "")
+            yield {**common, "stage": f"baseline {name}", "status": "not applicable", "reason": why}
+    for detector in detectors(found):
+        if not detector.applicable:
+            stage = f"detector {detector.name}"
+            yield {**common, "stage": stage, "status": "not applicable", "reason": detector.reason}
 
 
 def cell(value: Any) -> Any:
@@ -99,83 +133,3 @@ def cell(value: Any) -> Any:
         text = " ".join(value.splitlines())
         return "'" + text if text.startswith(_FORMULA_STARTS) else text
     return value
-
-
-def render_markdown(result: Result, *, command: str = "", title: str | None = None) -> str:
-    """Verdict, comparison, attacks and limits as Markdown for an issue or a pull request.
-
-    Args:
-        result: what to show.
-        command: the command line that reproduces the result.
-        title: of the document.
-
-    Returns:
-        GitHub-flavoured Markdown in which no user text is taken for markup.
-    """
-    page = make_page(result, command, title)
-    outcome, sentence = verdict.overall(page.gates)
-    lines = [
-        f"# {escaped(page.title)}",
-        "",
-        f"**{outcome.capitalize() if outcome == 'NO RULE' else outcome}.** {sentence}",
-        "",
-    ]
-    if page.gates:
-        rows = [[gate.outcome, gate.rule, gate.subject or "all", gate.fact] for gate in page.gates]
-        lines += [*table(["Outcome", "Rule", "Applied to", "Fact"], rows), ""]
-    lines += [f"- {escaped(fact)}" for fact in verdict.facts(page)] + [""]
-    if page.audits:
-        lines += ["## Comparison", "", *comparison_lines(page), ""]
-    if page.findings:
-        lines += ["## Predicted against retrained", "", *attack_lines(page), ""]
-    lines += ["## Threat model", ""]
-    lines += [
-        f"- {escaped(f'{name} ({version}): {ident} {text}')}" for name, version, ident, text in threat_model.FRAMEWORKS
-    ]
-    lines += ["", "## What was not tested", ""]
-    lines += [f"- {escaped(text)}" for text in (*untested.gaps(page), *untested.ALWAYS)]
-    lines += ["", "## Method and limits", "", *(f"- **{name}.** {text}" for name, text in method.POINTS), ""]
-    if page.command:
-        lines += ["## How to reproduce", "", *(f"    {line}" for line in page.command.splitlines()), ""]
-    return printable("\n".join(lines))
-
-
-def comparison_lines(page: Page) -> list[str]:
-    """Measures as rows, models as columns."""
-    rows = []
-    for name in page.measure_ids:
-        measures = [audit.measures.get(name) for audit in page.audits]
-        cells = [
-            state(m)
-            if m is None or state(m) != "measured"
-            else f"{number(m.number)}{'' if usable(m) else ' (not valid)'}"
-            for m in measures
-        ]
-        unit = next(m.unit for m in measures if m is not None)
-        rows.append([f"{guide(name).name} ({name}; {unit})", *cells])
-    return table(["Measure", *page.labels], rows)
-
-
-def attack_lines(page: Page) -> list[str]:
-    """One line per training of every attack, then the sentences."""
-    rows = []
-    for found in page.findings:
-        rows.append([found.label, found.quantity, "prediction", str(number(found.predicted)), "–", "–", found.standing])
-        for trial in found.trials:
-            agrees = "not counted" if trial.confirms is None else "agrees" if trial.confirms else "contradicts"
-            shown = [str(number(value)) for value in (trial.value, trial.ratio, trial.control)]
-            rows.append([found.label, found.quantity, trial.name, *shown, agrees])
-    head = ["Attack", "Quantity", "Training", "Value", "Retrained / predicted", "Control", "Standing"]
-    sentences = [f"- **{escaped(f.label)}** on {escaped(f.model)}: {escaped(f.sentence)}" for f in page.findings]
-    return [*table(head, rows), "", *sentences]
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(text if text == '---' else escaped(text) for text in line)} |" for line in lines]
-
-
-def escaped(text: str) -> str:
-    """A text in which Markdown and HTML see nothing."""
-    return text.translate(_MARKDOWN)

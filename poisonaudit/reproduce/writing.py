@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from poisonaudit.report.formats import flat, printable
 from poisonaudit.report.html import content_policy, stylesheet, templates
-from poisonaudit.report.tables import table as markdown_table
+from poisonaudit.report.markdown import table as markdown_table
 from poisonaudit.reproduce.result import COLUMNS, Picture, Reproduction
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder

@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from poisonaudit.quantities import PAIRED
 from poisonaudit.verify.summary import not_predicted, summarise
 
 # How a run was trained: by `fit` to its tolerance, by minibatches without polishing, by the user's own procedure.
 Kind = Literal["tight", "loose", "trainer"]
-
-# What predicted and retrained are compared in: changes, which fresh seeds can share although their margins differ.
-PAIRED = ("movement", "margin_change")
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +161,7 @@ class Retrained:
                         "seed": run.seed,
                         "predicted": predicted,
                         "retrained": reached,
-                        "ratio": reached / predicted if predicted else None,
+                        "ratio": reached / predicted if predicted and reached is not None else None,
                         "converged": run.converged,
                     }
                 )

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from poisonaudit.quantities import unmoved
 from poisonaudit.verify.statistics import mean_and_error, paired_test, success_rate
 
 if TYPE_CHECKING:
@@ -62,16 +63,19 @@ def paired_changes(
         predicted: the predicted outcome.
 
     Returns:
-        `mean` and `standard_error` over the seeds, `predicted`, `warm`, `test` (see `paired_test`; None without
-        seeds), `ratio` (retrained / predicted: `median`, `lowest` and `highest` over the seeds, `warm`; None where
-        nothing or 0 is predicted).
+        `mean` and `standard_error` over the seeds, `predicted`, `warm`, `test` (see `paired_test`, of the effects;
+        None without seeds), `ratio` (retrained / predicted effect: `median`, `lowest` and `highest` over the seeds,
+        `warm`; None where no effect is predicted). Effects are counted from the value of an unmoved model.
     """
-    values = _numbers(key, runs)
+    still = unmoved(key)
+    values = [value - still for value in _numbers(key, runs)]
     expected = predicted.get(key)
     ratio = None
-    if expected:
+    if expected is not None and expected != still:
+        expected = expected - still
         ratios = [value / expected for value in values]
         reached = warm.outcome.get(key)
+        reached = None if reached is None else reached - still
         ratio = {
             "median": statistics.median(ratios) if ratios else None,
             "lowest": min(ratios, default=None),

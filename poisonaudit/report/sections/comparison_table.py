@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poisonaudit.report.comparison import ORDER_RULE, badness
-from poisonaudit.report.formats import state, usable
+from poisonaudit.report.formats import figure, number, state, usable
 from poisonaudit.report.measures_guide import by_family, family_title, guide
 from poisonaudit.report.page import Page
 from poisonaudit.results import Measure
@@ -47,7 +47,7 @@ def table_row(page: Page, name: str, remarks: dict[str, int]) -> dict[str, Any]:
     known = [value for value in harm if value is not None]
     worst = max(known) if len(known) > 1 and max(known) > min(known) else None
     cells = [
-        cell(measure, value is not None and value == worst, remarks)
+        {**cell(measure, value is not None and value == worst, remarks), "beside": beside(name, measure)}
         for measure, value in zip(measures, harm, strict=True)
     ]
     return {
@@ -74,6 +74,14 @@ def cell(measure: Measure | None, worst: bool, remarks: dict[str, int]) -> dict[
         "remark": remarks.setdefault(reason, len(remarks) + 1) if reason else None,
         "reason": reason,
     }
+
+
+def beside(name: str, measure: Measure | None) -> str:
+    """What stands behind a verified number of rows in the same cell: the predicted one, which never stands alone."""
+    if name != "attack.verified_cost" or measure is None or measure.number is None:
+        return ""
+    predicted = figure(measure.details, "predicted")
+    return "" if predicted is None else f"predicted: {number(predicted)}"
 
 
 def model_facts(page: Page) -> list[dict[str, Any]]:

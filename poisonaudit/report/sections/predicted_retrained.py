@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from poisonaudit.quantities import TOLERANCE, Quantity
 from poisonaudit.report.charts import scatter_chart
+from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import GOAL_RULE, RULE, Finding
-from poisonaudit.report.formats import figure, flat, mapping_of, number
+from poisonaudit.report.formats import figure, mapping_of
 from poisonaudit.report.page import Page
+from poisonaudit.report.trials import Group, Trial
 
-# Stored key, column heading.
+# Stored key, column heading. A kind's own primary number has a column of its own.
 SIDE_NUMBERS = (
+    ("margin", "mean margin"),
     ("margin_change", "margin change"),
+    ("flipped", "rows flipped"),
+    ("region_distance", "distance to the region"),
+    ("agreement", "classes agreeing"),
+    ("validation_loss", "loss on the rows"),
+    ("group_accuracy", "accuracy of the group"),
+    ("residual_ratio", "residual left"),
+    ("lowest_curvature", "lowest curvature at the target"),
     ("displacement_norm", "weight change"),
     ("cosine", "cosine"),
     ("distance_ratio", "distance left"),
@@ -20,78 +30,74 @@ SIDE_NUMBERS = (
     ("train_loss", "training loss"),
     ("relative_gradient", "relative gradient"),
 )
-WORDS = {
-    "movement": "Movement: share of the way to the target weights (1 is all the way).",
-    "margin": "Margin: logit of the wanted label minus the largest other one (above 0 the prediction is flipped).",
-}
 
 
 def context(page: Page) -> dict[str, Any]:
-    """A chart per quantity and a table per attack."""
-    charts = []
-    for quantity in ("movement", "margin"):
-        group = [found for found in page.findings if found.quantity == quantity]
-        chart = scatter_chart(group, key=f"scatter-{quantity}", quantity=quantity) if group else None
-        if group:
-            charts.append({"quantity": quantity, "words": WORDS[quantity], "chart": chart, "findings": group})
+    """A chart per quantity and a block per attack."""
+    groups: dict[str, list[Finding]] = {}
+    for found in page.findings:
+        groups.setdefault(found.quantity.key, []).append(found)
     return {
-        "charts": charts,
+        "charts": [chart_block(key, group) for key, group in groups.items()],
         "attacks": [attack_block(found) for found in page.findings],
         "rule": RULE,
         "goal_rule": GOAL_RULE,
     }
 
 
+def chart_block(key: str, group: list[Finding]) -> dict[str, Any]:
+    """Attacks measured alike in one chart, with what the number means and how it is confirmed."""
+    quantity = group[0].quantity
+    return {
+        "quantity": quantity.word,
+        "words": f"{quantity.meaning} {confirmation(quantity)}",
+        "chart": scatter_chart(group, key=f"scatter-{key}", quantity=quantity),
+    }
+
+
+def confirmation(quantity: Quantity) -> str:
+    """How a retraining confirms a predicted number of this kind."""
+    if quantity.confirmed_by == "side":
+        return "Confirmed if both reach the goal or both miss it."
+    return f"Confirmed within {100 * TOLERANCE:.0f} % of the predicted effect."
+
+
 def attack_block(found: Finding) -> dict[str, Any]:
-    """One attack's sentence and table, the prediction on the first line."""
+    """One attack's cost, sentences and table, the prediction on the first line."""
+    trials = [trial for group in found.groups for trial in group.trials]
     columns = [
-        (key, name) for key, name in SIDE_NUMBERS if any(figure(t.outcome, key) is not None for t in found.trials)
-    ]
-    lines = [
-        {
-            "trial": trial,
-            "sides": [figure(trial.outcome, key) for key, _ in columns],
-            "prediction": trial.outcome.get("prediction"),
-        }
-        for trial in found.trials
+        (key, name)
+        for key, name in SIDE_NUMBERS
+        if key != found.quantity.key and any(figure(trial.outcome, key) is not None for trial in trials)
     ]
     return {
         "found": found,
-        "attack": found.attack,
+        "cost": cost_of(found.attack.verified_cost),
         "columns": [name for _, name in columns],
         "predicted_sides": [figure(found.attack.predicted, key) for key, _ in columns],
         "phi": figure(found.attack.predicted, "phi"),
         "method": str(mapping_of(found.attack.predicted).get("method") or ""),
+        "groups": [group_block(group, [key for key, _ in columns]) for group in found.groups],
+        "side_by_side": len(found.groups) > 1,
         "rates": rates(found),
-        "lines": lines,
-        "detectors": detector_lines(found),
     }
 
 
-def detector_lines(found: Finding) -> list[tuple[str, str]]:
-    """What poison detectors said, as far as any ran."""
-    return flat(found.attack.detectors)[:12] if isinstance(found.attack.detectors, Mapping) else []
+def group_block(group: Group, keys: list[str]) -> dict[str, Any]:
+    """The lines of one kind of training."""
+    return {"group": group, "lines": [line(trial, keys) for trial in group.trials]}
+
+
+def line(trial: Trial, keys: list[str]) -> dict[str, Any]:
+    """One retraining with its further numbers."""
+    return {"trial": trial, "sides": [figure(trial.outcome, key) for key in keys]}
 
 
 def rates(found: Finding) -> str:
-    """Success rate over fresh seeds with its interval, the clean control alongside; empty where none is stored."""
-    summary = mapping_of(mapping_of(found.attack.retrained).get("summary"))
-    kinds = {"success": "with the poison"}
-    if found.quantity == "margin":
-        # A control's movement is only the distance between seeds, which is no success of anybody.
-        kinds["control_success"] = "clean control"
-    parts = [f"{name} {said}" for key, name in kinds.items() if (said := rate(mapping_of(summary.get(key))))]
-    return f"Success over fresh seeds: {'; '.join(parts)}." if parts else ""
-
-
-def rate(stored: Mapping[str, Any]) -> str:
-    """One success rate in words, e.g. "2 of 3 (95 % interval 0.094 to 0.992)"."""
-    successes, trials = figure(stored, "successes"), figure(stored, "trials")
-    if successes is None or not trials:
+    """Success rate of tight retrainings over fresh seeds with its interval, the clean control alongside, or ""."""
+    tight = next((group for group in found.groups if group.training == "tight"), None)
+    if tight is None or not tight.tally.rate:
         return ""
-    low, high, level = (figure(stored, key) for key in ("lower", "upper", "level"))
-    told = f"{successes:.0f} of {trials:.0f}"
-    if low is None or high is None:
-        return told
-    share = "" if level is None else f"{number(100 * level, 3)} % "
-    return f"{told} ({share}interval {number(low, 3)} to {number(high, 3)})"
+    # A control's movement is only the distance between seeds, which is no success of anybody.
+    control = f"; clean control {tight.control}" if tight.control else ""
+    return f"Success over fresh seeds: with the poison {tight.tally.rate}{control}."

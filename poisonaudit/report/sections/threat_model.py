@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poisonaudit.report.findings import Finding, objective_kind
+from poisonaudit.report.findings import Finding
 from poisonaudit.report.formats import figure, flat, mapping_of, number
 from poisonaudit.report.page import Page
 
@@ -16,11 +16,12 @@ FRAMEWORKS = (
     ("NIST AI Risk Management Framework", "1.0 (NIST AI 100-1)", "MEASURE 2.7",
      "AI system security and resilience are evaluated and documented"),
 )  # fmt: skip
-GOALS = {
-    "target_weights": "move the retrained weights toward chosen target weights",
-    "flip": "give one chosen test row the attacker's label",
+NORMS = {
+    "linf": "largest change of any single feature",
+    "l2": "Euclidean norm of a row's change",
+    "l1": "sum of the changes of a row's features",
+    "l0": "largest change of any single feature, of few features",
 }
-NORMS = {"linf": "largest change of any single feature", "l2": "Euclidean norm of a row's change"}
 
 
 def context(page: Page) -> dict[str, Any]:
@@ -34,7 +35,6 @@ def budget_row(found: Finding) -> dict[str, Any]:
     """One attack's goal and budget; what is not stored is shown as not stated."""
     attack = found.attack
     budget = mapping_of(attack.budget)
-    kind = objective_kind(attack)
     objective = mapping_of(mapping_of(attack.recipe).get("objective"))
     norm = str(budget.get("norm") or "not stated")
     share = figure(budget, "share")
@@ -43,7 +43,7 @@ def budget_row(found: Finding) -> dict[str, Any]:
         "label": found.label,
         "model": found.model,
         "data": attack.data,
-        "goal": GOALS.get(kind, kind),
+        "goal": found.quantity.goal,
         "details": [(k, v) for k, v in flat(objective) if k != "kind" and v != "not stated"][:6],
         "rows": len(attack.rows) or figure(budget, "rows"),
         "share": None if share is None else f"{number(100 * share, 3)} %",

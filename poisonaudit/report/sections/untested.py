@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poisonaudit.report.findings import objective_kind
+from poisonaudit.quantities import QUANTITIES
 from poisonaudit.report.formats import items_of, mapping_of, state
 from poisonaudit.report.page import Page
 
@@ -16,7 +16,14 @@ ALWAYS = (
     "Privacy, fairness and evasion at prediction time, except where a measure above names them.",
 )
 
-KINDS = {"target_weights": "target-weights", "flip": "flip"}
+# Optional entries of an attack -> what is not known without any of them.
+ENTRIES = {
+    "loose": "No model was retrained loosely, as in practice; what tight minima show may be less or more there.",
+    "baselines": "No other attack was run on the same rows, budget and retraining.",
+    "detectors": "No poison detector was run on the poisoned data.",
+    "inspection": "No ranking of training rows was tried for finding the poisoned ones.",
+    "verified_cost": "No search was made for the smallest budget at which an attack succeeds.",
+}
 
 
 def context(page: Page) -> dict[str, Any]:
@@ -28,11 +35,12 @@ def gaps(page: Page) -> list[str]:
     """What could have been done with these models and was not."""
     told: list[str] = []
     for position, label in enumerate(page.labels):
-        kinds = {objective_kind(found.attack) for found in page.findings_of(position)}
+        kinds = {found.quantity.kind for found in page.findings_of(position)}
+        missed = [each.attack for kind, each in QUANTITIES.items() if kind not in kinds]
         if not kinds:
             told.append(f"{label}: no attack was crafted, so nothing was proved by retraining.")
-        else:
-            told += [f"{label}: no {name} attack." for kind, name in KINDS.items() if kind not in kinds]
+        elif missed:
+            told.append(f"{label}: no attack of the kind {', '.join(missed)}.")
     for found in page.findings:
         seeds = len(items_of(mapping_of(found.attack.retrained).get("fresh")))
         if seeds < 5:
@@ -40,11 +48,17 @@ def gaps(page: Page) -> list[str]:
             told.append(f"{found.label}: {many} retrained; success rates from so few runs are coarse.")
         if not mapping_of(found.attack.control):
             told.append(f"{found.label}: no clean control was stored.")
-    if page.findings and not any(found.attack.detectors for found in page.findings):
-        told.append("No poison detector was run on the poisoned data.")
+    told += [text for entry, text in ENTRIES.items() if page.findings and not entry_stored(page, entry)]
     if not page.audits:
         told.append("No model was audited.")
     return told
+
+
+def entry_stored(page: Page, entry: str) -> bool:
+    """Whether some attack carries an optional entry."""
+    if entry == "loose":
+        return any(group.training == "loose" for found in page.findings for group in found.groups)
+    return any(getattr(found.attack, entry) for found in page.findings)
 
 
 def missing(page: Page) -> list[dict[str, str]]:

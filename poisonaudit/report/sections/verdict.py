@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from poisonaudit.report.comparison import ORDER_RULE
+from poisonaudit.report.costs import cheapest
 from poisonaudit.report.findings import GOAL_RULE, RULE, Finding, Standing
 from poisonaudit.report.formats import state, usable
 from poisonaudit.report.page import Page
+from poisonaudit.report.rivals import outdone
 from poisonaudit.results import GateOutcome
 
 
@@ -20,6 +22,7 @@ def context(page: Page) -> dict[str, Any]:
         "outcome": outcome,
         "sentence": sentence,
         "gates": page.gates,
+        "costs": costs(page),
         "facts": facts(page),
         "findings": page.findings,
         "marks": [[mark(trial.confirms) for trial in found.trials] for found in page.findings],
@@ -27,6 +30,25 @@ def context(page: Page) -> dict[str, Any]:
         "goal_rule": GOAL_RULE,
         "order_rule": ORDER_RULE if len(page.audits) > 1 else "",
     }
+
+
+def costs(page: Page) -> list[dict[str, Any]]:
+    """Per model the smallest budget that retraining confirmed, one line per goal; empty if no attack was searched."""
+    groups = [(label, page.findings_of(position)) for position, label in enumerate(page.labels)]
+    placed = {id(found) for _, findings in groups for found in findings}
+    for found in page.findings:
+        if id(found) not in placed:
+            # An attack on a model that was not audited here stands under the name it was given.
+            mates = [other for other in page.findings if other.model == found.model and id(other) not in placed]
+            groups.append((found.model, mates))
+            placed |= {id(other) for other in mates}
+    lines = [(label, cheapest(findings)) for label, findings in groups]
+    return (
+        [{"model": label, "found": found, "cost": cost} for label, pairs in lines for found, cost in pairs]
+        + [{"model": label, "found": None, "cost": None} for label, pairs in lines if not pairs]
+        if any(pairs for _, pairs in lines)
+        else []
+    )
 
 
 def overall(gates: Sequence[GateOutcome]) -> tuple[str, str]:
@@ -50,7 +72,8 @@ def facts(page: Page) -> list[str]:
     if page.findings:
         told.append(standings(page.findings))
         told.append(goals(page.findings))
-        told.extend(f"{found.label}: {found.caution}" for found in page.findings if found.caution)
+        for found in page.findings:
+            told.extend(f"{found.label}: {text}" for text in (found.caution, found.loosened, outdone(found)) if text)
     else:
         told.append("No attack was crafted and retrained, so every number about poisoning here is a prediction.")
     if len(page.audits) > 1:
