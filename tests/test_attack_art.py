@@ -103,14 +103,14 @@ def test_other_estimators_are_refused_by_type():
         ({"eps": 0.0}, "PA360"),
         ({"eps": -1}, "PA360"),
         ({"eps": np.inf}, "PA360"),
-        ({"eps": "0.1"}, "PA346"),
+        ({"eps": "0.1"}, "PA349"),
         ({"percent_poison": 0.0}, "PA361"),
         ({"percent_poison": 5}, "PA361"),
         ({"decay": -1e-3}, "PA123"),
         ({"decay": np.nan}, "PA123"),
         ({"steps": 0}, "PA367"),
-        ({"steps": 2.5}, "PA346"),
-        ({"tolerance": 0.0}, "PA346"),
+        ({"steps": 2.5}, "PA349"),
+        ({"tolerance": 0.0}, "PA349"),
         ({"norm": 3}, "PA301"),
         ({"norm": "l2"}, "PA301"),
         ({"norm": True}, "PA301"),
@@ -120,13 +120,13 @@ def test_other_estimators_are_refused_by_type():
         ({"row_choice": None}, "PA363"),
         ({"row_choice": [0.5]}, "PA363"),
         ({"row_choice": []}, "PA363"),
-        ({"seed": None}, "PA346"),
-        ({"fit_first": 1}, "PA346"),
-        ({"verbose": "yes"}, "PA346"),
-        ({"x_target": None}, "PA346"),
-        ({"y_target": None}, "PA346"),
-        ({"x_target": None, "y_target": None}, "PA346"),
-        ({"target_weights": np.zeros(195)}, "PA346"),
+        ({"seed": None}, "PA349"),
+        ({"fit_first": 1}, "PA349"),
+        ({"verbose": "yes"}, "PA349"),
+        ({"x_target": None}, "PA349"),
+        ({"y_target": None}, "PA349"),
+        ({"x_target": None, "y_target": None}, "PA349"),
+        ({"target_weights": np.zeros(195)}, "PA349"),
         ({"x_target": np.zeros(63)}, "PA211"),
         ({"x_target": np.full(64, np.nan)}, "PA210"),
         ({"y_target": CLASSES}, "PA212"),
@@ -165,7 +165,7 @@ def defended():
     ],
 )
 def test_classifiers_trained_on_another_objective_are_refused_with_the_reason(trained, target, options, says):
-    with pytest.raises(ValueError, match=f"PA345 .*{says}"):
+    with pytest.raises(ValueError, match=f"PA344 .*{says}"):
         SolutionSetPoisoningAttack(classifier_of(copy.deepcopy(trained), **options()), *target)
 
 
@@ -260,12 +260,12 @@ def test_label_forms_agree_and_others_are_refused(classifier, digits, target):
     again, labels = one_hot.poison(x, column)
     assert np.array_equal(again, first) and np.array_equal(labels, column) and labels.dtype == column.dtype
     soft = np.full((len(y), CLASSES), 1 / CLASSES)
-    for wrong, code in [(None, "PA346"), (soft, "PA211"), (y + 1, "PA212"), (y[:-1], "PA211"), (y - 0.5, "PA211")]:
+    for wrong, code in [(None, "PA349"), (soft, "PA211"), (y + 1, "PA212"), (y[:-1], "PA211"), (y - 0.5, "PA211")]:
         with pytest.raises(ValueError, match=code):
             attack.poison(x, wrong)
     with pytest.raises(ValueError, match="PA211 x is uint8; a perturbation of it would be rounded away"):
         attack.poison((x * 255).astype(np.uint8), y)
-    with pytest.raises(ValueError, match="PA346 poison got broadcast"):
+    with pytest.raises(ValueError, match="PA349 poison got broadcast"):
         attack.poison(x, y, broadcast=True)
 
 

@@ -115,7 +115,7 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
 
         Raises:
             EstimatorError: the classifier is not a `PyTorchClassifier`.
-            UsageError: a `ValueError`: PA345 a classifier trained on another objective; PA346 a parameter of the wrong
+            UsageError: a `ValueError`: PA344 a classifier trained on another objective; PA349 a parameter of the wrong
                 kind or not exactly one target; PA301 an unknown norm, dtype or choice of rows; PA360 a bad eps; PA361
                 a bad percent_poison; PA363 bad positions; PA123 a bad decay; PA367 bad steps.
             InputRefused: a `ValueError`: PA211 or PA125, a target does not fit; PA212, no such class; PA210 or PA124,
@@ -151,7 +151,7 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
             clean rows, so that they stay inside budget and box); and a copy of y.
 
         Raises:
-            UsageError: PA346, y is missing or an argument is unknown.
+            UsageError: PA349, y is missing or an argument is unknown.
             InputRefused: x, y or the model do not fit (see `poisonaudit.Problem`).
             NumericalFailure: PA402, the loss is not finite at the classifier's weights; PA431, the adjoint solve gave
                 no finite answer.

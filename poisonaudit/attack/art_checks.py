@@ -36,7 +36,7 @@ def check_parameters(attack: Any) -> None:
         attack: a `SolutionSetPoisoningAttack`; names and values in the choice of rows are left to its `Budget`.
 
     Raises:
-        UsageError: PA345, PA346, PA301, PA360, PA361, PA363, PA123 or PA367, see the attack.
+        UsageError: PA344, PA349, PA301, PA360, PA361, PA363, PA123 or PA367, see the attack.
         InputRefused: PA211, PA212, PA210, PA125 or PA124, the target does not fit the classifier.
     """
     refuse_classifier(attack.estimator)
@@ -71,8 +71,8 @@ def check_parameters(attack: Any) -> None:
 
 
 def refused(got: str, why: str, advice: str) -> UsageError:
-    """The error for a parameter of the attack for ART, PA346."""
-    return UsageError("PA346", f"{got}; {why}. {advice}")
+    """The error for a parameter of the attack for ART, PA349."""
+    return UsageError("PA349", f"{got}; {why}. {advice}")
 
 
 def _check_target(attack: Any) -> None:

@@ -36,7 +36,7 @@ def problem_from_classifier(
         The problem at the classifier's present weights.
 
     Raises:
-        UsageError: PA345, it is trained on another objective; PA301, no dtype has that name.
+        UsageError: PA344, it is trained on another objective; PA301, no dtype has that name.
         InputRefused: PA211, x or y do not fit; PA212, labels out of range; and what `Problem` refuses.
     """
     refuse_classifier(classifier)
@@ -64,7 +64,7 @@ def refuse_classifier(classifier: Any) -> None:
         classifier: a `PyTorchClassifier`.
 
     Raises:
-        UsageError: PA345, its loss, preprocessing or defences make it another objective.
+        UsageError: PA344, its loss, preprocessing or defences make it another objective.
     """
     loss = classifier.loss
     if type(loss) is not nn.CrossEntropyLoss:
@@ -190,4 +190,4 @@ def _remove_hooks_of_art(model: nn.Module) -> None:
 
 
 def _refused(got: str, why: str, advice: str) -> UsageError:
-    return UsageError("PA345", f"{got}; {why}. {advice}")
+    return UsageError("PA344", f"{got}; {why}. {advice}")
