@@ -160,6 +160,8 @@ class AttackResult:
         history: one entry per crafting step.
         pictures: clean beside poisoned rows, for the report.
         detectors: results of poison detectors, by name.
+        verified_cost: smallest budget that retraining confirmed (`verify.VerifiedCost`); empty if none was searched.
+        hardening: the same for variants of the victim, one entry each (`verify.Hardened`).
         cost: seconds, products and gradients by stage.
         inputs: input name -> sha256.
         environment: versions, threads, device, platform.
@@ -179,6 +181,8 @@ class AttackResult:
     history: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[Mapping[str, Any]] = ()
     detectors: Mapping[str, Any] = field(default_factory=dict)
+    verified_cost: Mapping[str, Any] = field(default_factory=dict)
+    hardening: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

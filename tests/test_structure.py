@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "audit": COMMON
     | {"operators", "solvers", "training", "validity", "sensitivity", "lipschitz", "tangent", "weight_noise"},
     "attack": COMMON | {"operators", "solvers", "training", "validity", "sensitivity"},
-    "verify": COMMON | {"training", "attack"},
+    "verify": COMMON | {"training", "sensitivity", "attack"},
     "gates": {"errors", "registry", "results", "audit"},
     "report": {"errors", "registry", "results"},
     "config": {"errors", "registry", "results", "spec"},

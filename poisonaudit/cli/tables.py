@@ -29,7 +29,25 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
-    return "\n".join([*lines, *gate_lines(result.gates)])
+    return "\n".join([*lines, *cost_lines(result), *gate_lines(result.gates)])
+
+
+def cost_lines(result: AttackResult) -> list[str]:
+    """The verified cost in one line, and a table of the victim's variants."""
+    cost = result.verified_cost
+    if not cost:
+        return []
+    if cost.get("value") is None:
+        lines = ["", f"verified cost: none; {cost.get('reason')}"]
+    else:
+        said = f"{cost.get('over')} {number(cost['value'])}"
+        bracket = f"largest failure below {number(cost.get('lower'))}, predicted {number(cost.get('predicted'))}"
+        lines = ["", f"verified cost: {said} ({cost.get('unit')}; {bracket}); {cost.get('reason')}"]
+    if result.hardening:
+        keys = ("label", "rows", "kappa", "test_accuracy", "predicted", "value")
+        headers = ["variant", "rows", "kappa", "test accuracy", f"predicted {cost.get('over')}", "verified"]
+        lines += ["", table(headers, [[entry.get(key) for key in keys] for entry in result.hardening])]
+    return lines
 
 
 def comparison_text(comparison: Comparison) -> str:
