@@ -28,6 +28,13 @@ def storable(victim: Victim, poison: Poison) -> Poison:
 
     Values are rounded to the nearest float32, or to its neighbour on the clean value's side where that would lengthen
     the perturbation; no entry grows, so the poison stays in its budget.
+
+    Args:
+        victim: whose rows they are.
+        poison: as crafted.
+
+    Returns:
+        The poison to retrain on and to store.
     """
     clean = victim.problem.x[poison.rows]
     single = clean.float()

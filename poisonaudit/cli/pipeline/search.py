@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -117,14 +118,14 @@ def _search_in(
         stages.report.note(f"{place}: {len(stored)} trials kept from before")
 
     def store(trial: CostTrial) -> None:
-        name = f"{place}/trial-{len(stored) + 1:03d}"
+        names = (f"{place}/trial-{number:03d}" for number in itertools.count(1))
+        name = next(name for name in names if not folder.exists(f"{name}.json"))
         if trial.poison is not None:
             ids = victim.data.train_ids[trial.poison.rows.cpu()]
             facts = {"recipe": config.name, "unit": unit_of(victim)}
             folder.write_tensors(f"{name}.safetensors", {"rows": ids, "delta": trial.poison.delta}, facts)
         # Last, because its presence says that the trial is complete.
         folder.write_json(f"{name}.json", {"schema": "poisonaudit/trial/1", **trial.to_json()})
-        stored.append(trial)
 
     stages.report.stage(f"{place}: smallest {search.over} that retraining confirms")
     return verified_cost(
