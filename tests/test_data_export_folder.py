@@ -13,6 +13,8 @@ from poisonaudit.attack import Budget
 from poisonaudit.data import DataSet, eight_bits, load_data, refuse_folder_export, write_folder
 from poisonaudit.data.export_folder import folder_names
 from poisonaudit.errors import StorageError, UsageError
+from poisonaudit.store import RunFolder
+from poisonaudit.store.atomic import TEMPORARY_SUFFIX
 
 TINY = 1e-7  # float32 in pixel units
 
@@ -191,3 +193,11 @@ def test_rounding_of_random_values_holds_its_promise():
     for reference in (clean, base):
         assert bool(((written - reference).abs() <= move + TINY)[moved].all())
         assert bool((((written - reference) * (poisoned - clean)) >= 0)[moved].all())
+
+
+def test_what_a_killed_export_left_behind_goes_when_the_run_is_resumed(tmp_path):
+    left = tmp_path / "run" / f".poisoned.0123{TEMPORARY_SUFFIX}"
+    (left / "train" / "cat").mkdir(parents=True)
+    (left / "train" / "cat" / "1.png").write_bytes(b"half")
+    RunFolder.create("attack", tmp_path / "run", resume=True)
+    assert not left.exists()

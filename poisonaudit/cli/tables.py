@@ -41,8 +41,8 @@ def cost_lines(result: AttackResult) -> list[str]:
         lines = ["", f"verified cost: none; {cost.get('reason')}"]
     else:
         said = f"{cost.get('over')} {number(cost['value'])}"
-        bracket = f"largest failure below {number(cost.get('lower'))}, predicted {number(cost.get('predicted'))}"
-        lines = ["", f"verified cost: {said} ({cost.get('unit')}; {bracket}); {cost.get('reason')}"]
+        bracket = f"largest failure below it {number(cost.get('lower'))}, predicted {number(cost.get('predicted'))}"
+        lines = ["", f"verified cost: {said}; {bracket}; unit: {cost.get('unit')}", str(cost.get("reason"))]
     if result.hardening:
         keys = ("label", "rows", "kappa", "test_accuracy", "predicted", "value")
         headers = ["variant", "rows", "kappa", "test accuracy", f"predicted {cost.get('over')}", "verified"]
