@@ -19,7 +19,7 @@ _ATTACK_MAPPINGS = {
     "recipe", "budget", "predicted", "retrained", "control", "detectors", "cost", "inputs", "environment", "baselines",
     "inspection", "verified_cost",
 }  # fmt: skip
-_ATTACK_SEQUENCES = {"rows", "history", "pictures"}
+_ATTACK_SEQUENCES = {"rows", "history", "pictures", "hardening"}
 
 Kind = Literal["exact", "upper", "lower", "estimate", "statistic"]
 Direction = Literal["lower_is_safer", "higher_is_safer", "neutral"]
@@ -167,6 +167,7 @@ class AttackResult:
         pictures: clean beside poisoned rows, for the report.
         detectors: name -> what a poison detector found: {"applicable", "reason", "precision", "recall",
             "false_positive_rate", "auroc", "flagged", "recall_at_poisoned", "filtered": {"warm", "fresh"}}.
+        hardening: the verified cost for variants of the victim, one entry each (`verify.Hardened`).
         cost: seconds, products and gradients by stage.
         inputs: input name -> sha256.
         environment: versions, threads, device, platform.
@@ -193,6 +194,7 @@ class AttackResult:
     history: Sequence[Mapping[str, Any]] = ()
     pictures: Sequence[Mapping[str, Any]] = ()
     detectors: Mapping[str, Any] = field(default_factory=dict)
+    hardening: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

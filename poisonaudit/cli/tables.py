@@ -36,9 +36,19 @@ def attack_text(result: AttackResult) -> str:
         lines.append(f"* not predicted: {why}")
     if cost_line(result):
         lines.append(cost_line(result))
+    if result.hardening:
+        lines += ["", hardening_table(result)]
     if rivals(finding(result)):
         lines += ["", baselines_table(result)]
     return "\n".join([*lines, *gate_lines(result.gates)])
+
+
+def hardening_table(result: AttackResult) -> str:
+    """The verified cost for variants of the victim."""
+    keys = ("label", "rows", "kappa", "test_accuracy", "predicted", "value")
+    over = result.verified_cost.get("over") or "cost"
+    headers = ["variant", "rows", "kappa", "test accuracy", f"predicted {over}", "verified"]
+    return table(headers, [[entry.get(key) for key in keys] for entry in result.hardening])
 
 
 def comparison_text(comparison: Comparison) -> str:

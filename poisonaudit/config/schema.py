@@ -201,6 +201,41 @@ class RetrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_RULES)
+class SearchConfig:
+    """The smallest budget that retraining confirms; `low`, `high` and `precision` as in `verify.verified_cost`."""
+
+    over: Literal["radius", "rows"] = "radius"
+    low: Radius | None = None
+    high: Radius | None = None
+    precision: Annotated[float, Field(ge=0, lt=1)] | None = None
+    need: Count | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SearchConfig:
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise ValueError("low must lie below high")
+        if self.over == "rows" and any(end is not None and not end.is_integer() for end in (self.low, self.high)):
+            raise ValueError("low and high count rows; give whole numbers")
+        if self.over == "radius" and self.precision == 0:
+            raise ValueError("precision must be > 0 for a radius")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_RULES)
+class HardeningConfig:
+    """Variants of the victim whose cost is searched too: other decays, and shares of the training rows."""
+
+    decays: tuple[NonNegative, ...] = ()
+    row_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _some(self) -> HardeningConfig:
+        if not self.decays and not self.row_shares:
+            raise ValueError("give decays, row_shares, or both")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_RULES)
 class AttackConfig:
     """One poisoning attack; see `attacks/` and `poisonaudit attack`."""
 
@@ -220,7 +255,20 @@ class AttackConfig:
     budget: BudgetConfig
     craft: CraftConfig = Field(default_factory=CraftConfig)
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)
+    search: SearchConfig | None = None
+    hardening: HardeningConfig | None = None
+    export: tuple[Literal["npz", "folder"], ...] = ("npz",)
     fail_on: tuple[Text, ...] = ()
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> AttackConfig:
+        if self.hardening is not None and self.search is None:
+            raise ValueError("hardening compares verified costs; add search, {over: radius} for example")
+        if self.search is not None and not (self.search.need or 1) <= self.retrain.fresh:
+            raise ValueError("search needs fresh retrainings; raise retrain.fresh, or lower search.need")
+        if self.search is not None and self.search.over == "rows" and isinstance(self.budget.choice, tuple):
+            raise ValueError("search over rows cannot go with budget.choice, which names the rows")
+        return self
 
     @model_validator(mode="after")
     def _needs_a_victim(self) -> AttackConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -261,6 +262,9 @@ def _files(folder: Path) -> list[str]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed process left behind."""
+    """Remove temporary files and folders that a killed process left behind."""
     for leftover in folder.glob(f".*{atomic.TEMPORARY_SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

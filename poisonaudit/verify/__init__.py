@@ -1,6 +1,15 @@
 """Retraining as the judge: predicted beside retrained, with controls and intervals."""
 
 from poisonaudit.attack.outcome import outcome
+from poisonaudit.verify.cost import verified_cost
+from poisonaudit.verify.cost_result import CostTrial, VerifiedCost, judge_trial
+from poisonaudit.verify.hardening import (
+    Hardened,
+    HardeningComparison,
+    compare_hardening,
+    variant,
+    variants,
+)
 from poisonaudit.verify.images import PairedSuccesses, paired_difference, success_over_images
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
 from poisonaudit.verify.retraining import Training, drawable, retrain, retrainings, trained
@@ -10,7 +19,10 @@ from poisonaudit.verify.user_trainer import FileTrainer, load_trainer
 
 __all__ = [
     "Control",
+    "CostTrial",
     "FileTrainer",
+    "Hardened",
+    "HardeningComparison",
     "Kind",
     "MinibatchTrainer",
     "PairedSuccesses",
@@ -20,7 +32,10 @@ __all__ = [
     "Retraining",
     "Trainer",
     "Training",
+    "VerifiedCost",
+    "compare_hardening",
     "drawable",
+    "judge_trial",
     "load_trainer",
     "loose_trainer",
     "mean_and_error",
@@ -33,4 +48,7 @@ __all__ = [
     "success_over_images",
     "success_rate",
     "trained",
+    "variant",
+    "variants",
+    "verified_cost",
 ]

@@ -246,6 +246,7 @@ class _Run:
             self.problem,
             poison,
             self.fresh,
+            loose=False,
             seed=self.seed,
             objective=self.objective,
             test=self.test,

@@ -11,7 +11,7 @@ from poisonaudit.attack import Poison, TargetWeights, craft
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.audit import accuracies, polished, stored_victim
-from poisonaudit.cli.pipeline.exports import pictures, poisoned_archive
+from poisonaudit.cli.pipeline.exports import pictures, storable, write_exports
 from poisonaudit.cli.pipeline.folder import refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
 from poisonaudit.cli.pipeline.goals import (
@@ -24,11 +24,13 @@ from poisonaudit.cli.pipeline.goals import (
 )
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
+from poisonaudit.cli.pipeline.search import check_search, hardening, searched
 from poisonaudit.cli.pipeline.stages import Stages, fitted, make_procedures, staged_retraining, try_trainer
 from poisonaudit.cli.pipeline.train import weights_metadata
-from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of
+from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of, unit_of
 from poisonaudit.config.load import plain
 from poisonaudit.config.schema import AttackConfig, FlipConfig
+from poisonaudit.data import refuse_folder_export
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
 from poisonaudit.training import with_statistics
@@ -94,7 +96,9 @@ def run_attack(
         retrained = staged_retraining(
             stages, poison.perturbation(victim.problem), objective, poison.predicted, procedures
         )
-        folder.write_bytes("poisoned.npz", poisoned_archive(victim, poison))
+        write_exports(config.export, folder, victim, poison, report)
+        cost = None if config.search is None else searched(config, stages, objective, poison, retrained)
+        variants = [] if cost is None else hardening(config, stages, objective, cost)
         result = AttackResult(
             name=config.name,
             model=victim.model,
@@ -112,10 +116,13 @@ def run_attack(
             control=finite(retrained.control.to_json()),
             history=finite(poison.history),
             pictures=pictures(victim, poison),
+            verified_cost={} if cost is None else finite(cost.to_json()),
+            hardening=finite(variants),
             cost={
                 "crafting_seconds": poison.seconds,
                 "crafting_products": poison.products,
                 **retraining_cost(retrained),
+                **({} if cost is None else {"search_seconds": cost.seconds}),
             },
             inputs=victim.inputs,
             environment=environment(),
@@ -145,6 +152,9 @@ def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
 def check_fit(config: AttackConfig, victim: Victim) -> None:
     """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later."""
     make_budget(config.budget, victim).count(victim.problem.rows)
+    check_search(config, victim)
+    if "folder" in config.export:
+        refuse_folder_export(victim.data)
     if isinstance(config.objective, FlipConfig):
         check_flip(config.objective, victim)
     elif config.objective.source.label_flips is not None:
@@ -243,6 +253,7 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
         test=victim.test,
         progress=report,
     )
+    poison = storable(victim, poison)
     for note in poison.notes:
         report.note(f"crafting: {note}")
     ids = victim.data.train_ids[poison.rows.cpu()]
@@ -251,7 +262,7 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
     )
     stages.weights("crafted", lambda: poison.weights)
     # Last, because its presence says that the stage is complete.
-    facts = {key: getattr(poison, key) for key in ("predicted", "history", "products", "seconds", "notes")}
+    facts = {key: getattr(poison, key) for key in ("predicted", "history", "products", "gradients", "seconds", "notes")}
     folder.write_json("craft.json", {"schema": "poisonaudit/craft/1", **facts})
     return poison
 
@@ -273,6 +284,7 @@ def stored_poison(folder: RunFolder, victim: Victim, budget: Any, objective: Obj
         products=int(facts["products"]),
         seconds=float(facts["seconds"]),
         notes=tuple(facts["notes"]),
+        gradients=int(facts.get("gradients", 0)),
     )
 
 
@@ -286,15 +298,6 @@ def attack_recipe(config: AttackConfig, victim: Victim, facts: Mapping[str, Any]
     for key in ("loss", "decay", "limit", "dtype"):
         body[key] = victim.recipe.get(key)
     return body | {"model": victim.model, "data": victim.data.spec}
-
-
-def unit_of(victim: Victim) -> str:
-    """What one unit of the radius is."""
-    if "divide_by" in victim.data.preprocessing:
-        return f"input units (pixel values / {victim.data.preprocessing['divide_by']})"
-    if "deviation" in victim.data.preprocessing:
-        return "standard deviations of each column over the training rows"
-    return "input units"
 
 
 def retraining_cost(retrained: Any) -> dict[str, float]:

@@ -128,7 +128,29 @@ def planned_stages(config: AttackConfig) -> list[str]:
     if loose:
         how = f"loosely, {config.retrain.loose_epochs} epochs of Adam,"
         steps.append(f"retrain {how} from {_seeds(config, loose)} {rows} ({2 * loose} trainings)")
-    return [*steps, "write attack.json, poison.safetensors, poisoned.npz, weights and report.html"]
+    steps += _planned_search(config)
+    files = {"npz": "poisoned.npz", "folder": "poisoned/ (8-bit pictures)"}
+    names = ["attack.json", "poison.safetensors", *(files[kind] for kind in dict.fromkeys(config.export))]
+    return [*steps, f"write {', '.join(names)}, weights and report.html"]
+
+
+def _planned_search(config: AttackConfig) -> list[str]:
+    """The search for the verified cost, and the same for variants of the victim."""
+    search, hardening = config.search, config.hardening
+    if search is None:
+        return []
+    high = "the largest that is needed, by doubling" if search.high is None else f"{search.high:.4g}"
+    low = "0" if search.low is None else f"{search.low:.4g}"
+    need = search.need or config.retrain.fresh // 2 + 1
+    steps = [
+        f"search the smallest {search.over} between {low} and {high} at which {need} of {config.retrain.fresh} seeds "
+        "succeed; each trial crafts and retrains, the controls are shared"
+    ]
+    if hardening is not None:
+        variants = [f"decay {decay:g}" for decay in hardening.decays]
+        variants += [f"{share:.1%} of the rows" for share in hardening.row_shares]
+        steps.append(f"train, control and search again at {', '.join(variants)}; write hardening.csv")
+    return steps
 
 
 def _seeds(config: AttackConfig, count: int) -> str:

@@ -182,6 +182,15 @@ def quality(problem: Problem, x: Tensor, y: Tensor) -> float | None:
     return float((problem.outputs(x=x).argmax(1) == y).to(torch.float64).mean())
 
 
+def unit_of(victim: Victim) -> str:
+    """What one unit of the radius is."""
+    if "divide_by" in victim.data.preprocessing:
+        return f"input units (pixel values / {victim.data.preprocessing['divide_by']})"
+    if "deviation" in victim.data.preprocessing:
+        return "standard deviations of each column over the training rows"
+    return "input units"
+
+
 def tensors_of(problem: Problem) -> dict[str, Tensor]:
     """The model's state at the problem's weights, buffers included, on the CPU."""
     return {name: value.detach().cpu().contiguous() for name, value in problem.module().state_dict().items()}
