@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
-from poisonaudit.newton import DENSE_LIMIT, SADDLE, polish
+from poisonaudit.newton import DENSE_LIMIT, SADDLE, Polished, polish
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import curvature_ends
@@ -67,6 +67,7 @@ def fit(
     start: Literal["current", "fresh"] = "current",
     max_steps: int = 3_000,
     max_gradients: int | None = None,
+    dense_test: bool = True,
     progress: Progress | None = None,
 ) -> Fit:
     """Minimise `J` to `|R| <= tolerance * lambda_max * |w|`; repeatable bit for bit for a seed and thread count.
@@ -86,6 +87,8 @@ def fit(
         max_steps: most L-BFGS iterations or Adam epochs.
         max_gradients: most gradient-sized evaluations of L-BFGS and the polish together, looked at between rounds of 50
             iterations and between Newton steps; None for no limit.
+        dense_test: False trusts a hundred products to see the negative curvature of a saddle, where up to p = 5,000
+            the dense Hessian would be asked as well: for the many rough trainings of a search.
         progress: called with a message and a fraction.
 
     Returns:
@@ -128,15 +131,25 @@ def fit(
             at, steps, gradients = _lbfgs(at, max_steps, budget, progress)
         else:
             at, steps, gradients = _adam(at, seed, max_steps, progress)
-    polished = polish(at, tolerance, max_gradients=budget - gradients, leave_saddles=late, progress=progress)
+
+    def finish(leave: bool) -> Polished:
+        return polish(
+            at,
+            tolerance,
+            max_gradients=budget - gradients,
+            leave_saddles=leave,
+            dense_test=dense_test,
+            progress=progress,
+        )
+
+    polished = finish(late)
     for escape in range(1, _MOST_SADDLES + 1):
         if polished.reason != SADDLE:
             break
         steps, gradients = steps + polished.steps, gradients + polished.gradients
         at, more, spent = _lbfgs(polished.problem, max_steps, budget - gradients, progress)
         steps, gradients = steps + more, gradients + spent
-        leave = late and escape < _MOST_SADDLES
-        polished = polish(at, tolerance, max_gradients=budget - gradients, leave_saddles=leave, progress=progress)
+        polished = finish(late and escape < _MOST_SADDLES)
     reached = polished.relative_gradient
     return Fit(
         problem=polished.problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -42,7 +43,9 @@ _FINALISTS = 4
 _ENOUGH = 1e-3
 # Kernel parts of sampled members, relative to the norm of the weights.
 _MEMBER_RADIUS = 0.1
-_METHODS = ("auto", "corner", *METHODS)
+# First step of "pgd", as a share of the radius; later ones fall as a cosine.
+_FIRST_LENGTH = 0.7
+_METHODS = ("auto", "corner", "pgd", *METHODS)
 _OUTER = ("retrain", "path")
 
 
@@ -52,13 +55,14 @@ def craft(
     budget: Budget,
     seed: int = 0,
     *,
-    steps: int = 6,
-    method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto",
+    steps: int = 12,
+    method: Literal["auto", "corner", "pgd", "apg", "adam", "lbfgsb"] = "auto",
     outer: Outer = "retrain",
     solutions: int | Sequence[Tensor] = 1,
     members: int = 0,
     aggregate: Aggregate = "mean",
     max_products: int | None = None,
+    damping: float = 1e-4,
     tolerance: float = 1e-6,
     test: TestRows | None = None,
     state: CraftState | None = None,
@@ -68,12 +72,13 @@ def craft(
     """Find a perturbation of a few training rows that moves training toward an objective.
 
     Each step linearises the solution map at the present point, proposes a perturbation, finds the solution it leads to
-    and linearises again; a step that does not help there is halved. Proposals come from the inner problem
-    (`minimise_estimate`: the goal at the estimated weights, over the budget), or are the corner of the budget along the
-    coderivative `B^T u`, `H u = -grad_w`, which is exact where the goal is linear in mu. Goals that are a distance
-    (target weights or region, predictions to match) get the whole budget from the first step; others a growing share of
-    it, so that each move stays inside the reach of its linearisation. What comes back is the best poison *after
-    retraining*, not the best predicted one.
+    and linearises again. Three kinds of proposals: the inner problem ("apg", "adam", "lbfgsb": the goal at the
+    estimated weights, over the whole budget; see `minimise_estimate`), for goals that are a distance; the corner of a
+    growing share of the budget along the coderivative `B^T u`, `H u = -grad_w` ("corner"), exact where the goal is
+    linear in mu; and projected steps of falling length along it ("pgd"), each from the solution that the last one led
+    to, with H damped a little, for near a fold of the solution path the undamped slope points along one direction only.
+    Proposals of the first two kinds that do not help after retraining are halved. What comes back is the best poison
+    *after retraining*, not the best predicted one.
 
     Set-aware crafting takes the goal over several trained solutions (`solutions`), and over sampled members of the
     solution set at each, where its kernel is not trivial (`members`).
@@ -85,7 +90,8 @@ def craft(
         seed: of random rows, of further solutions and of power iterations; equal seeds and thread counts repeat bit
             for bit.
         steps: most outer linearisations.
-        method: "apg", "adam" or "lbfgsb" for the inner problem, "corner", or "auto": apg for distances, else corner.
+        method: "apg", "adam" or "lbfgsb" for the inner problem, "corner", "pgd", or "auto": apg for distances,
+            else pgd.
         outer: "retrain" finds each next solution by warm retraining, "path" follows it along the move
             (`follow_path`), and retrains only where the path is lost.
         solutions: how many trained solutions are attacked together, the others trained from fresh seeds; or the weights
@@ -93,6 +99,8 @@ def craft(
         members: members of the solution set sampled beside each solution.
         aggregate: "mean" or "worst" over solutions and members.
         max_products: most operator products of one inner problem; None for no limit.
+        damping: of H in the slopes and estimates of "pgd", relative to its largest eigenvalue; their phi in the history
+            is that of the damped step.
         tolerance: relative gradient of each warm retraining; up to 1e-6 the linearisation there is valid.
         test: (x, y) test rows for the predicted accuracy.
         state: of an interrupted call with the same arguments, to go on from.
@@ -103,19 +111,31 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA367, steps below 1 or members below 0; PA301, no method, outer step or aggregate has that name;
-            PA341, fewer than one solution.
+        UsageError: PA367, steps below 1, or members or damping below 0; PA301, no method, outer step or aggregate has
+            that name; PA341, fewer than one solution.
         InputRefused: PA125, further weights of another length.
     """
-    _refuse_bad(steps, members, method, outer, aggregate)
+    _refuse_bad(steps, members, damping, method, outer, aggregate)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
-        inner: Any = "apg" if method in ("auto", "corner") else method
+        inner: Any = "apg" if method in ("auto", "corner", "pgd") else method
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun = time.perf_counter()
     task, trained = _task(
-        problem, objective, budget, seed, method, outer, solutions, members, aggregate, max_products, tolerance, state
+        problem,
+        objective,
+        budget,
+        seed,
+        method,
+        outer,
+        solutions,
+        members,
+        aggregate,
+        max_products,
+        damping,
+        tolerance,
+        state,
     )
     if state is None:
         first = start_of(task)
@@ -125,6 +145,8 @@ def craft(
         reached, history = _reached(task, state), [dict(line) for line in state.history]
         done, products, gradients, finished = state.step, state.products, state.gradients, state.finished
         begun -= state.seconds
+    # Signed steps go on from wherever they led; the others only from an improvement.
+    walks = task.method == "pgd"
     for step in range(done + 1, steps + 1):
         if finished:
             break
@@ -134,8 +156,10 @@ def craft(
         started = time.perf_counter()
         # A share of the budget that grows with the steps keeps each move inside the reach of its linearisation; the
         # second half of the steps has the whole budget.
-        aim, used = propose(task, current, 1.0 if task.is_distance else min(1.0, 2 * step / (steps + 1)))
-        for halving in range(_HALVINGS + 1):
+        share = min(1.0, 2 * step / (steps + 1)) if task.method == "corner" and not task.is_distance else 1.0
+        length = 0.5 * _FIRST_LENGTH * (1 + math.cos(math.pi * (step - 1) / steps))
+        aim, used = propose(task, current, share, length)
+        for halving in range(1 if walks else _HALVINGS + 1):
             delta = task.allowed.project(current.delta + 0.5**halving * (aim - current.delta))
             trial = advance(task, current, delta)
             used, gradients = used + trial.products, gradients + trial.gradients
@@ -145,11 +169,11 @@ def craft(
             if trial.point.value < current.value:
                 break
         gained = current.value - trial.point.value
-        if gained > 0:
+        if gained > 0 or walks:
             reached.append(trial.point)
         # Distances are worked on with the whole budget from the first step on; other goals from the middle on.
         whole = step > steps // 2 or task.is_distance
-        finished = whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"])
+        finished = not walks and whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"])
         if on_step is not None:
             spent = time.perf_counter() - begun
             on_step(_state(task, step, reached, history, products, gradients, spent, finished))
@@ -172,10 +196,12 @@ def craft(
     )
 
 
-def _refuse_bad(steps: int, members: int, method: str, outer: str, aggregate: str) -> None:
-    if steps < 1 or members < 0:
+def _refuse_bad(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:
+    if steps < 1 or members < 0 or not 0.0 <= damping < math.inf:
         raise UsageError(
-            "PA367", f"steps is {steps}, members is {members}; at least one linearisation is needed. Pass steps=6."
+            "PA367",
+            f"steps is {steps}, members is {members}, damping is {damping}; at least one linearisation is needed, and "
+            "the others must not be negative. Pass steps=12.",
         )
     for name, known, what in (
         (method, _METHODS, "crafting method"),
@@ -197,6 +223,7 @@ def _task(
     members: int,
     aggregate: Aggregate,
     max_products: int | None,
+    damping: float,
     tolerance: float,
     state: CraftState | None,
 ) -> tuple[Task, int]:
@@ -212,13 +239,15 @@ def _task(
             for each, goal in zip(at, goals, strict=True)
         ]
     if method == "auto":
-        method = "apg" if goals[0].is_distance else "corner"
+        method = "apg" if goals[0].is_distance else "pgd"
     if state is None:
         rows = choose_rows(problem, goals[0], budget, seed, slope=lambda: slope_in_inputs(at, goals, aggregate)[0])
     else:
         rows = state.rows.to(problem.device)
     allowed = budget.around(problem.x[rows])
-    return Task(problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer), gradients
+    return Task(
+        problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping
+    ), gradients
 
 
 def _first_entry(first: Point, begun: float) -> dict[str, Any]:

@@ -101,6 +101,21 @@ class PerturbationSet:
                     sizes[far] = clipped_ray(value[far] * scale, limit[far] / scale, self.radius) * scale
         return (sizes * sign).view_as(direction)
 
+    def step_along(self, direction: Tensor, share: float) -> Tensor:
+        """Steepest move of `share` of the radius in the set's own norm, whatever the limits of entries.
+
+        Args:
+            direction: to follow (k, ...).
+            share: of the radius.
+
+        Returns:
+            A move (k, ...); entries that may not move at all stay.
+        """
+        free = (self.upper > self.lower).to(direction)
+        far = torch.full_like(self.upper, torch.inf)
+        ball = dataclasses.replace(self, lower=-far, upper=far, spacing=None, radius=share * self.radius)
+        return ball.best_linear(direction * free) * free
+
     def gain(self, direction: Tensor) -> Tensor:
         """`max <direction_i, mu_i>` of each row, shape (k,)."""
         return (direction * self.best_linear(direction)).flatten(1).sum(1)

@@ -14,11 +14,17 @@ from poisonaudit.attack.inner import EstimatedMap, MethodName, minimise_estimate
 from poisonaudit.attack.objectives import Goal
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import embed
+from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
-from poisonaudit.sensitivity import coderivative, follow_path, graphical_derivative
+from poisonaudit.sensitivity import follow_path, graphical_derivative, solver_for
+from poisonaudit.sensitivity.curvature import Curvature
 from poisonaudit.training import fit
 
 Outer = Literal["retrain", "path"]
+# Up to here a dense factor is cheaper than the products of one damped solve.
+_FEW_WEIGHTS = 700
+# Relative residual of damped solves: their direction is all that is used.
+_ACCURACY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,7 @@ class Task:
         max_products: most products of one inner problem.
         aggregate: how the goals of several solutions are taken together.
         outer: how the next solution is found.
+        damping: of the solves of method "pgd", relative to the largest curvature.
     """
 
     problem: Problem
@@ -50,6 +57,7 @@ class Task:
     max_products: int | None
     aggregate: Aggregate
     outer: Outer
+    damping: float
 
     @property
     def is_distance(self) -> bool:
@@ -103,13 +111,16 @@ def start_of(task: Task) -> Point:
     return Point(torch.zeros_like(task.allowed.lower), task.solutions, gathered(values, task.aggregate))
 
 
-def slope_in_inputs(problems: Sequence[Problem], goals: Sequence[Goal], aggregate: Aggregate) -> tuple[Tensor, int]:
+def slope_in_inputs(
+    problems: Sequence[Problem], goals: Sequence[Goal], aggregate: Aggregate, damping: float = 0.0
+) -> tuple[Tensor, int]:
     """Gradient of the goals, taken together, in all inputs: `B^T u`, `H u = -grad_w` at each solution.
 
     Args:
         problems: at each solution.
         goals: bound at each.
         aggregate: "mean" or "worst".
+        damping: of H, relative to its largest eigenvalue.
 
     Returns:
         A tensor like the inputs, and the products used.
@@ -118,18 +129,22 @@ def slope_in_inputs(problems: Sequence[Problem], goals: Sequence[Goal], aggregat
     total, products = torch.zeros_like(problems[0].x), 0
     for share, goal, each in zip(shares(values, aggregate), goals, problems, strict=True):
         if share:
-            found = coderivative(each, share * goal.gradient(each.weights))
-            total, products = total + found.value, products + found.products
+            solver = _solver(each, damping)
+            before = solver.products
+            adjoint = solver.inverse(-share * goal.gradient(each.weights))
+            total = total + linearise(each).mixed_adjoint(adjoint)
+            products += solver.products - before + 1
     return total, products
 
 
-def propose(task: Task, current: Point, share: float) -> tuple[Tensor, int]:
+def propose(task: Task, current: Point, share: float, length: float) -> tuple[Tensor, int]:
     """The perturbation that the linear model at the current point calls best, and the products it took.
 
     Args:
         task: what stays the same.
         current: linearised here.
         share: of the budget that may be used.
+        length: of a step of "pgd", as a share of the radius.
 
     Returns:
         The total perturbation of the rows (k, ...), and operator products.
@@ -138,6 +153,10 @@ def propose(task: Task, current: Point, share: float) -> tuple[Tensor, int]:
     if task.method == "corner":
         slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate)
         return allowed.best_linear(-slope[task.rows]), products
+    if task.method == "pgd":
+        slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate, task.damping)
+        move = allowed.relaxed().step_along(-slope[task.rows], length)
+        return allowed.relaxed().project(current.delta + move), products
     several = len(task.goals) > 1
     # Whole steps and few entries are relaxed here; the caller moves to the nearest admissible point.
     found = minimise_estimate(
@@ -169,10 +188,10 @@ def advance(task: Task, current: Point, delta: Tensor) -> Trial:
     phi: float | None = None
     converged, products, gradients = True, 0, 0
     for goal, here in zip(task.goals, current.problems, strict=True):
-        derivative = graphical_derivative(here, change)
-        products += derivative.products
-        phi = derivative.phi if phi is None else max(phi, derivative.phi or 0.0)
-        estimate = here.weights + derivative.displacement
+        displacement, error, used = _linear_step(task, here, change)
+        products += used
+        phi = error if phi is None else max(phi, error or 0.0)
+        estimate = here.weights + displacement
         poisoned = task.poisoned(delta, here)
         followed = follow_path(here, change) if task.outer == "path" else None
         if followed is not None and followed.converged:
@@ -180,13 +199,37 @@ def advance(task: Task, current: Point, delta: Tensor) -> Trial:
         else:
             # The estimate is only a start for training, and only where training itself would prefer it.
             better = bool(poisoned.objective(estimate) < poisoned.objective())
-            fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed)
+            fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed, dense_test=False)
             there, converged, gradients = fitted.problem, converged and fitted.converged, gradients + fitted.gradients
         reached.append(there)
         predicted.append(goal.value(estimate))
         values.append(goal.value(there.weights))
     point = Point(delta, tuple(reached), gathered(values, task.aggregate))
     return Trial(point, gathered(predicted, task.aggregate), phi, converged, products, gradients)
+
+
+def _solver(at: Problem, damping: float) -> Curvature:
+    """H itself or, damped, products only where the dense matrix would cost more than the step is worth."""
+    method = "lanczos" if damping and at.size > _FEW_WEIGHTS else "auto"
+    return solver_for(at, damping=damping, method=method, accuracy=_ACCURACY if method == "lanczos" else None)
+
+
+def _linear_step(task: Task, here: Problem, change: Tensor) -> tuple[Tensor, float | None, int]:
+    """Displacement of one linear step, its phi, and the products used; damped for "pgd" as its slopes are."""
+    if task.method != "pgd" or task.damping == 0.0:
+        derivative = graphical_derivative(here, change)
+        return derivative.displacement, derivative.phi, derivative.products
+    solver = _solver(here, task.damping)
+    before = solver.products
+    moved = linearise(here, task.rows).mixed(change[task.rows])
+    displacement = -solver.inverse(moved)
+    length = float(displacement.norm())
+    phi = None
+    if length > 0:
+        beyond = here.gradient(here.weights + displacement, here.x + change) - linearise(here).gradient
+        # The damping's own share of the residual is no error of the linear model.
+        phi = float(solver.inverse(beyond + task.damping * solver.largest * displacement).norm()) / length
+    return displacement, phi, solver.products - before + 2
 
 
 def from_clean_weights(task: Task, delta: Tensor) -> tuple[Point, list[str], int]:
@@ -199,7 +242,7 @@ def from_clean_weights(task: Task, delta: Tensor) -> tuple[Point, list[str], int
     Returns:
         The point, why fits did not converge, and the gradients used.
     """
-    fits = [fit(task.poisoned(delta, each), task.tolerance, task.seed) for each in task.solutions]
+    fits = [fit(task.poisoned(delta, each), task.tolerance, task.seed, dense_test=False) for each in task.solutions]
     values = [goal.value(fitted.problem.weights) for goal, fitted in zip(task.goals, fits, strict=True)]
     point = Point(delta, tuple(fitted.problem for fitted in fits), gathered(values, task.aggregate))
     failures = [fitted.reason for fitted in fits if not fitted.converged]
