@@ -2,12 +2,13 @@
 
 The images, their wanted classes and the seeds of retraining are drawn by `SEED` before anything is crafted; beside the
 drawn class, which is any wrong one, each image is also turned to the clean model's runner-up, which lies nearer. An
-image counts where most of its fresh seeds give the wanted class. Finished cases are kept in results/local, so that a killed
-run goes on; several processes may share the work: `python -m benchmarks.attack_flips PART PARTS`.
+image counts where most of its fresh seeds give the wanted class. Finished cases are kept in results/local, so that a
+killed run goes on; several processes may share the work: `python -m benchmarks.attack_flips PART PARTS`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -106,36 +107,48 @@ def case(setting: Setting, index: int, radius: int, variant: str) -> dict[str, A
             "predicted_valid": poison.predicted.get("valid"),
         }
     clean = {way: [goal.margin(weights) for weights in weights_of] for way, weights_of in setting.clean.items()}
-    return {"index": index, "radius": radius, "image": setting.images[index], "truth": setting.truth[index],
-            "wanted": setting.wanted[index], "clean": clean, "methods": found}  # fmt: skip
+    return {
+        "index": index,
+        "radius": radius,
+        "variant": variant,
+        "image": setting.images[index],
+        "truth": setting.truth[index],
+        "wanted": setting.wanted[variant][index],
+        "clean": clean,
+        "methods": found,
+    }
 
 
 def summary(cases: list[Mapping[str, Any]]) -> dict[str, Any]:
     """Images flipped by each method with exact intervals, and ours against each in pairs."""
     told: dict[str, Any] = {}
-    for radius in RADII:
-        own = [each for each in cases if each["radius"] == radius]
-        for way in ("tight", "loose"):
-            flipped = {
-                name: [[margin > 0 for margin in each["methods"][name][way]] if name in each["methods"] else
-                       [margin > 0 for margin in each["clean"][way]] for each in own]
-                for name in METHODS
-            }  # fmt: skip
-            flipped["none"] = [[margin > 0 for margin in each["clean"][way]] for each in own]
-            most = {name: [sum(each) > SEEDS / 2 for each in runs] for name, runs in flipped.items()}
-            told[f"eps {radius}/255, {way}"] = {
-                "rates": {name: asdict(success_over_images(runs)) for name, runs in flipped.items()},
-                "against": {
-                    name: asdict(paired_difference(most["solution_set"], most[name])) for name in METHODS[1:]
-                },
-            }  # fmt: skip
+    for variant, methods in VARIANTS.items():
+        for radius in RADII:
+            own = [each for each in cases if (each["radius"], each["variant"]) == (radius, variant)]
+            for way in ("tight", "loose"):
+                # Where a method had nothing to do, the clean model is its result.
+                runs = {
+                    name: [each["methods"].get(name, {way: each["clean"][way]})[way] for each in own]
+                    for name in methods
+                }
+                runs["none"] = [each["clean"][way] for each in own]
+                flipped = {name: [[margin > 0 for margin in each] for each in found] for name, found in runs.items()}
+                most = {name: [sum(each) > SEEDS / 2 for each in found] for name, found in flipped.items()}
+                told[f"{variant}, eps {radius}/255, {way}"] = {
+                    "rates": {name: asdict(success_over_images(found)) for name, found in flipped.items()},
+                    "against": {
+                        name: asdict(paired_difference(most["solution_set"], most[name])) for name in methods[1:]
+                    },
+                }
     return told
 
 
 def stored() -> list[dict[str, Any]]:
     """Finished cases, in order."""
     lines = [line for path in sorted(LOCAL.glob("attack_flips-*.jsonl")) for line in path.read_text().splitlines()]
-    return sorted((json.loads(line) for line in lines), key=lambda each: (each["radius"], each["index"]))
+    return sorted(
+        (json.loads(line) for line in lines), key=lambda each: (each["variant"], each["radius"], each["index"])
+    )
 
 
 def work(part: int = 0, parts: int = 1) -> None:
@@ -144,13 +157,14 @@ def work(part: int = 0, parts: int = 1) -> None:
     setting = Setting()
     done = {(each["radius"], each["index"], each["variant"]) for each in stored()}
     for index in range(part, IMAGES, parts):
-        for radius in RADII:
-            if (radius, index) not in done:
+        for radius, variant in itertools.product(RADII, VARIANTS):
+            if (radius, index, variant) not in done:
                 begun = time.perf_counter()
-                line = json.dumps(case(setting, index, radius))
+                line = json.dumps(case(setting, index, radius, variant))
                 with (LOCAL / f"attack_flips-{part}.jsonl").open("a") as file:
                     file.write(line + "\n")
-                print(f"image {index}, eps {radius}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+                seconds = time.perf_counter() - begun
+                print(f"image {index}, eps {radius}, {variant}: {seconds:.0f} s", file=sys.stderr)
 
 
 def run() -> None:
