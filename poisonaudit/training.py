@@ -126,9 +126,9 @@ def fit(
     if needs_warm_up(problem.module(), fresh=fresh):
         at, steps, gradients = _warmed_up(at, seed, progress), EPOCHS, EPOCHS
     late = _hands_over_late(at)
-    if relative_gradient(at) > (_HANDED_OVER_LATE if late else _NEAR):
+    if relative_gradient(at) > max(tolerance, _HANDED_OVER_LATE if late else _NEAR):
         if method == "lbfgs":
-            at, steps, gradients = _lbfgs(at, max_steps, budget, progress)
+            at, steps, gradients = _lbfgs(at, tolerance, max_steps, budget, progress)
         else:
             at, steps, gradients = _adam(at, seed, max_steps, progress)
 
@@ -147,7 +147,7 @@ def fit(
         if polished.reason != SADDLE:
             break
         steps, gradients = steps + polished.steps, gradients + polished.gradients
-        at, more, spent = _lbfgs(polished.problem, max_steps, budget - gradients, progress)
+        at, more, spent = _lbfgs(polished.problem, tolerance, max_steps, budget - gradients, progress)
         steps, gradients = steps + more, gradients + spent
         polished = finish(late and escape < _MOST_SADDLES)
     reached = polished.relative_gradient
@@ -242,7 +242,9 @@ def initialise(problem: Problem, seed: int) -> Tensor:
     return torch.cat([value.detach().reshape(-1) for value in model.parameters()])
 
 
-def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress | None) -> tuple[Problem, int, int]:
+def _lbfgs(
+    problem: Problem, tolerance: float, max_steps: int, budget: float, progress: Progress | None
+) -> tuple[Problem, int, int]:
     """Full-batch L-BFGS with strong Wolfe line search until the gradient is small against its scale."""
     weights = problem.weights.clone().requires_grad_(True)
     optimiser = _new_lbfgs(weights)
@@ -258,7 +260,7 @@ def _lbfgs(problem: Problem, max_steps: int, budget: float, progress: Progress |
 
     steps, at, before, scale, restarted = 0, problem, float("inf"), 0.0, False
     late = _hands_over_late(problem)
-    enough = _HANDED_OVER_LATE if late else _HANDED_OVER
+    enough = max(tolerance, _HANDED_OVER_LATE if late else _HANDED_OVER)
     patience = max(_PATIENCE, problem.size // 60) if late else _PATIENCE
     trail: list[tuple[float, float]] = []
     while steps < max_steps and evaluations < budget:
