@@ -8,6 +8,7 @@ from typing import Any
 from poisonaudit.attack import Poison
 from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.config.schema import AttackConfig, DetectorsConfig
+from poisonaudit.errors import PoisonAuditError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup
 from poisonaudit.verify import Retrained
@@ -55,20 +56,28 @@ def detected(
     prefix = f"baseline-{name}-" if name else ""
     of = f" of {name}" if name else ""
     clean = stages.victim.problem
-    # The fit lies at other weights than the cache of the clean problem knows.
     poisoned, warm = poison.poisoned(clean), retrained.warm.weights
     unpoisoned = (clean, retrained.control.warm.weights)
 
     def look() -> dict[str, Any]:
         stages.report.stage(f"detectors: looking for the poison{of}")
-        return run_detectors(
-            poisoned, warm, poison.rows, wanted.names, wanted.share, config.seed, unpoisoned=unpoisoned
-        )
+        told: dict[str, Any] = {}
+        for each in wanted.names or DETECTORS:
+            try:
+                told |= run_detectors(
+                    poisoned, warm, poison.rows, [each], wanted.share, config.seed, unpoisoned=unpoisoned
+                )
+            except PoisonAuditError as trouble:
+                # They run unasked: one that cannot be run must not cost the attack.
+                told[each] = {"applicable": False, "reason": f"not applicable: {trouble.message}"}
+        return told
 
     found = stages.result(f"{prefix}detectors", look)
     if wanted.filter:
         for each in found:
-            found[each] = {**found[each], "filtered": _filtered(each, config, stages, poison, retrained, prefix)}
+            if found[each]["applicable"]:
+                left = _filtered(each, config, stages, poison, retrained, prefix)
+                found[each] = {**found[each], "filtered": left}
     return found
 
 
