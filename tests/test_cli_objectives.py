@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from poisonaudit.attack import crafting as crafting_module
 from poisonaudit.cli.main import cli
 from poisonaudit.cli.pipeline import crafting as stage_module
+from poisonaudit.config.schema import CraftConfig
 from poisonaudit.data import load_data
 from poisonaudit.problem import Problem
 from poisonaudit.results import AttackResult
@@ -184,7 +187,7 @@ def test_the_attackers_test_rows_are_told(tmp_path: Path) -> None:
 
 
 def test_set_aware_crafting_and_rows_of_a_class(tmp_path: Path) -> None:
-    crafts = {"steps": 2, "solutions": 2, "members": 2, "aggregate": "worst", "outer": "path"}
+    crafts = {"steps": 1, "solutions": 2, "members": 2, "aggregate": "worst", "outer": "path"}
     budget = {"rows": 5, "radius": 0.5, "choice": "class", "row_class": "malignant"}
     body = attacked(
         tmp_path, {"kind": "flip"}, model="mlp:30-3-2?activation=tanh", craft=crafts, budget=budget, limit=40
@@ -202,6 +205,15 @@ def attacked_in(folder: Path, crafts: dict[str, Any], budget: dict[str, Any]) ->
     folder.mkdir()
     model = "mlp:30-3-2?activation=tanh"
     return attacked(folder, {"kind": "flip"}, model=model, craft=crafts, budget=budget, limit=40)
+
+
+def test_every_option_of_crafting_reaches_craft() -> None:
+    from poisonaudit import craft
+    from poisonaudit.cli.pipeline.crafting import crafting_options
+
+    config = CraftConfig(steps=3, method="adam", outer="path", solutions=4, members=5, aggregate="worst")
+    options = crafting_options(config)
+    assert options == dataclasses.asdict(config) and options.keys() <= inspect.signature(craft).parameters.keys()
 
 
 def test_rows_of_largest_modulus(tmp_path: Path) -> None:
@@ -320,12 +332,15 @@ TRAIN = load_data("breast_cancer", limit=60).train_ids.tolist()
 def test_what_does_not_fit_is_refused_in_one_line_before_training(
     objective: dict[str, Any], changes: dict[str, Any], code: str, exit_code: int, tmp_path: Path
 ) -> None:
-    path = recipe(tmp_path, objective, **changes)
-    for words in (("--dry-run",), ("--out", tmp_path / "run")):
-        said = call("attack", path, *words, code=exit_code)
-        assert said.stderr.startswith(code) and len(said.stderr.splitlines()) == 1, said.stderr
-        assert said.stdout == ""
-    assert not (tmp_path / "run").exists()
+    # The run itself: a dry run makes the same checks, and writes nothing in any case.
+    said = call("attack", recipe(tmp_path, objective, **changes), "--out", tmp_path / "run", code=exit_code)
+    assert said.stderr.startswith(code) and len(said.stderr.splitlines()) == 1, said.stderr
+    assert said.stdout == "" and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_makes_the_same_checks(tmp_path: Path) -> None:
+    path = recipe(tmp_path, {"kind": "group_accuracy", "class": 9}, retrain={"fresh": 0})
+    assert call("attack", path, "--dry-run", code=2).stderr.startswith("PA357")
 
 
 def test_target_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
@@ -351,8 +366,8 @@ def test_regression_has_losses_but_no_classes(tmp_path: Path) -> None:
 
 
 def test_a_victim_that_is_not_stationary_is_flagged(tmp_path: Path) -> None:
-    words = ["--model", "mlp:30-3-2?activation=tanh", "--data", "breast_cancer", "--decay", "1e-2", "--limit", "40"]
-    call("train", *words, "--tolerance", "1e-2", "--out", tmp_path / "loose")
+    words = ["--model", "mlp:64-4-10?activation=tanh", "--data", "digits", "--decay", "1e-3", "--limit", "60"]
+    call("train", *words, "--max-gradients", "20", "--out", tmp_path / "loose")
     absent = {"model": None, "data": None, "limit": None, "decay": None, "craft": {"steps": 1}}
     body = attacked(tmp_path, {"kind": "flip"}, victim=str(tmp_path / "loose"), **absent, retrain={"fresh": 0})
     assert body["predicted"]["valid"] is False

@@ -53,7 +53,7 @@ class Stages:
 
         Args:
             name: of the stage.
-            text: what to tell the user.
+            text: what to tell the user; "" for nothing where it is kept.
             seed: of the fresh start; None for a warm one.
             train: does the work.
             procedure: what trains, stored with the weights: a control of another run must have been trained alike.
@@ -71,7 +71,8 @@ class Stages:
             self.folder.write_bytes(file, self.controls.file(file).read_bytes())
         if self.folder.exists(file):
             known = self.folder.read_metadata(file)
-            self.report.note(f"{text}: kept from before")
+            if text:
+                self.report.note(f"{text}: kept from before")
             weights = flat(self.victim, self.folder.read_tensors(file))
             figure = known["relative_gradient"]
             return Retraining(
@@ -158,6 +159,9 @@ class Procedures:
         name, text = stage_name(training), training.text
         if rival and training.poisoned:
             name, text = f"baseline-{rival}-{name}", f"{rival}: {text}"
+        elif rival and stages.folder.exists(f"weights-{name}.safetensors"):
+            # A control that the run's own attack has been judged by already.
+            text = ""
         if kind == "tight":
             return stages.training(name, text, seed, lambda: fitted(problem, self.tolerance, seed, stages.report))
         assert seed is not None
