@@ -92,8 +92,10 @@ def test_the_poison_keeps_its_budget_and_its_rows(attacked: Path) -> None:
 
 def test_staged_retraining_is_the_librarys(attacked: Path) -> None:
     from poisonaudit import retrain
-    from poisonaudit.cli.pipeline.attack import clean_victim, load_victim, make_objective, stored_poison
+    from poisonaudit.cli.pipeline.attack import clean_victim, load_victim
+    from poisonaudit.cli.pipeline.crafting import stored_poison
     from poisonaudit.cli.pipeline.goals import make_budget
+    from poisonaudit.cli.pipeline.objectives import make_objective
     from poisonaudit.cli.pipeline.stages import Stages
 
     config = load_config(AttackConfig, [find_recipe("flip-one-tumour")], TOY)

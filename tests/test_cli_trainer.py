@@ -115,8 +115,10 @@ def test_own_tight_and_loose_training_are_stored_and_shown(attacked: tuple[Path,
 
 def test_staged_trainings_are_the_librarys(attacked: tuple[Path, str]) -> None:
     from poisonaudit import retrain
-    from poisonaudit.cli.pipeline.attack import clean_victim, load_victim, make_objective, stored_poison
+    from poisonaudit.cli.pipeline.attack import clean_victim, load_victim
+    from poisonaudit.cli.pipeline.crafting import stored_poison
     from poisonaudit.cli.pipeline.goals import make_budget
+    from poisonaudit.cli.pipeline.objectives import make_objective
     from poisonaudit.cli.pipeline.stages import Stages
     from poisonaudit.verify import load_trainer
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from poisonaudit.config.objectives import KINDS
 from poisonaudit.config.overrides import apply_overrides, merge
 from poisonaudit.config.yaml_reader import read_yaml
 from poisonaudit.errors import UsageError
@@ -122,7 +123,6 @@ def _as_usage_error(error: ValidationError, adapter: TypeAdapter[Any], name: str
 
 
 _UNION = {"int_type", "string_type", "literal_error", "tuple_type", "float_type"}
-_TAGS = {"target_weights", "flip"}
 
 
 def _yaml_path(location: tuple[int | str, ...]) -> list[int | str]:
@@ -130,7 +130,7 @@ def _yaml_path(location: tuple[int | str, ...]) -> list[int | str]:
     return [
         part
         for index, part in enumerate(location)
-        if not (index and part in _TAGS and location[index - 1] == "objective")
+        if not (index and part in KINDS and location[index - 1] == "objective")
         and not (isinstance(part, str) and ("[" in part or (index and part in {"int", "str", "float", "tuple"})))
     ]
 

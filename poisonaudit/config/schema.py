@@ -4,33 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_RULES = ConfigDict(extra="forbid", strict=True)
+from poisonaudit.config.fields import (
+    RULES,
+    Count,
+    Label,
+    NonNegative,
+    Positive,
+    Radius,
+    RowIds,
+    Seed,
+    Share,
+    Text,
+    refuse_repeated,
+)
+from poisonaudit.config.objectives import ObjectiveConfig
 
 
-def _fraction(value: Any) -> Any:
-    """Turn `"16/255"` into a number; anything else is left to pydantic."""
-    if isinstance(value, str):
-        top, slash, bottom = value.partition("/")
-        try:
-            return float(top) / float(bottom) if slash else float(top)
-        except (ValueError, ZeroDivisionError):
-            return value
-    return value
-
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Radius = Annotated[float, BeforeValidator(_fraction), Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**53)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(min_length=1)]
-Label = Annotated[int | str, Field(description="class number or class name")]
-
-
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class TrainConfig:
     """A victim to train; see `poisonaudit train`."""
 
@@ -45,7 +38,7 @@ class TrainConfig:
     device: Text = "cpu"
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class AuditConfig:
     """One model to score: a training run, or model, weights and data; see `poisonaudit audit`."""
 
@@ -73,7 +66,7 @@ class AuditConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class CompareConfig:
     """Stored runs to put side by side; see `poisonaudit compare`."""
 
@@ -86,74 +79,25 @@ class CompareConfig:
     device: Text = "cpu"
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class Training:
     """How tightly the clean victim is trained."""
 
     tolerance: Positive = 1e-10
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
-class LabelFlips:
-    """Rows of class `from` are labelled `to`, and the weights training then reaches are the target."""
-
-    source: Label = Field(alias="from")
-    target: Label = Field(alias="to")
-    count: Count | None = None
-    rows: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_choice(self) -> LabelFlips:
-        if (self.count is None) == (self.rows is None):
-            raise ValueError("give either count (how many rows) or rows (their ids)")
-        if self.source == self.target:
-            raise ValueError("from and to are the same class")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=_RULES)
-class WeightSource:
-    """Where target weights come from: one of `label_flips` and `file`."""
-
-    label_flips: LabelFlips | None = None
-    file: Text | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> WeightSource:
-        if (self.label_flips is None) == (self.file is None):
-            raise ValueError("give either label_flips or file")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, config=_RULES)
-class TargetWeightsConfig:
-    """Move the weights that training reaches toward target weights."""
-
-    kind: Literal["target_weights"]
-    source: WeightSource
-    success_at: Positive = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, config=_RULES)
-class FlipConfig:
-    """Make training misjudge one chosen test row."""
-
-    kind: Literal["flip"]
-    test_row: int | Literal["lowest_margin", "median_margin"] = "lowest_margin"
-    label: int | Text = "runner_up"
-
-
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class BudgetConfig:
     """What the poisoner may change: how many rows, each by how much, inside which box."""
 
     rows: Count | None = None
-    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    share: Share | None = None
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     radius: Radius
     entries: Count | None = None
     box: Literal["data", "none"] | tuple[float, float] = "data"
-    choice: Literal["adjoint", "random"] | tuple[int, ...] = "adjoint"
+    choice: Literal["adjoint", "kappa", "class", "random"] | RowIds = "adjoint"
+    row_class: Label | None = None
     immutable: tuple[int | Text, ...] = ()
     integer: tuple[int | Text, ...] = ()
     scale: dict[Text, Positive] = Field(default_factory=dict)
@@ -163,6 +107,10 @@ class BudgetConfig:
         named = isinstance(self.choice, tuple)
         if (self.rows is not None) + (self.share is not None) + named != 1:
             raise ValueError("give exactly one of rows (a count), share (of all rows) and choice (row ids)")
+        if isinstance(self.choice, tuple):
+            refuse_repeated(self.choice, "choice")
+        if self.row_class is not None and self.choice != "class":
+            raise ValueError("row_class goes with choice: class, and with no other")
         if isinstance(self.box, tuple) and not self.box[0] < self.box[1]:
             raise ValueError("box must be [lower, upper] with lower < upper")
         if (self.norm == "l0") != (self.entries is not None):
@@ -170,16 +118,24 @@ class BudgetConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class CraftConfig:
-    """How long the poison is worked on."""
+    """How the poison is worked on; see `poisonaudit.attack.craft`.
+
+    `solutions` counts the trained solutions that are attacked together, `members` those sampled from the solution set
+    beside each.
+    """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 6
     method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto"
+    outer: Literal["retrain", "path"] = "retrain"
+    solutions: Annotated[int, Field(ge=1, le=1000)] = 1
+    members: Annotated[int, Field(ge=0, le=1000)] = 0
+    aggregate: Literal["mean", "worst"] = "mean"
     max_products: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class RetrainConfig:
     """How the prediction is checked: one warm retraining, and others from new seeds, each with a control.
 
@@ -200,7 +156,7 @@ class RetrainConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class SearchConfig:
     """The smallest budget that retraining confirms; `low`, `high` and `precision` as in `verify.verified_cost`."""
 
@@ -221,7 +177,7 @@ class SearchConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class HardeningConfig:
     """Variants of the victim whose cost is searched too: other decays, and shares of the training rows."""
 
@@ -235,7 +191,55 @@ class HardeningConfig:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_RULES)
+def _named(value: Any) -> Any:
+    """`all`, a name, a list of names and `{name: options}`, or one mapping of all: name -> options."""
+    if isinstance(value, str):
+        return {value: {}}
+    if not isinstance(value, list):
+        whole = {} if value is None or value is False else value
+        return {key: options or {} for key, options in whole.items()} if isinstance(whole, dict) else whole
+    found: dict[Any, Any] = {}
+    for item in value:
+        one = {item: {}} if isinstance(item, str) else item
+        if not isinstance(one, dict) or found.keys() & one.keys():
+            raise ValueError("give names, or {name: {option: value}}, each name once")
+        found |= {name: options or {} for name, options in one.items()}
+    return found
+
+
+Baselines = Annotated[dict[Text, dict[Text, Any]], BeforeValidator(_named)]
+
+
+@dataclass(frozen=True, kw_only=True, config=RULES)
+class DetectorsConfig:
+    """Poison detectors, run on the poisoned rows at the weights that warm retraining reached.
+
+    `names`: all without it. `filter`: train again without the rows that each flags. `share`: of the rows that the
+    defender expects to be poisoned; without it 1.5 times the truth.
+    """
+
+    names: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    filter: bool = False
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+def _detectors(value: Any) -> Any:
+    """`false`, `true`, `all` and a list of names are short for the whole."""
+    if value is False:
+        return None
+    if value is True or value == "all":
+        return {}
+    if isinstance(value, list):
+        return {"names": tuple(value)} if value else None
+    if isinstance(value, dict) and isinstance(value.get("names"), list):
+        return {**value, "names": tuple(value["names"])}
+    return value
+
+
+Detectors = Annotated[DetectorsConfig | None, BeforeValidator(_detectors)]
+
+
+@dataclass(frozen=True, kw_only=True, config=RULES)
 class AttackConfig:
     """One poisoning attack; see `attacks/` and `poisonaudit attack`."""
 
@@ -251,12 +255,15 @@ class AttackConfig:
     limit: Count | None = None
     device: Text = "cpu"
     training: Training = Field(default_factory=Training)
-    objective: Annotated[TargetWeightsConfig | FlipConfig, Field(discriminator="kind")]
+    objective: Annotated[ObjectiveConfig, Field(discriminator="kind")]
     budget: BudgetConfig
     craft: CraftConfig = Field(default_factory=CraftConfig)
     retrain: RetrainConfig = Field(default_factory=RetrainConfig)
     search: SearchConfig | None = None
     hardening: HardeningConfig | None = None
+    baselines: Baselines = Field(default_factory=dict)
+    detectors: Detectors = Field(default_factory=DetectorsConfig)
+    inspection: bool = True
     export: tuple[Literal["npz", "folder"], ...] = ("npz",)
     fail_on: tuple[Text, ...] = ()
 

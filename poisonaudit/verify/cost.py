@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from poisonaudit.attack import Budget, craft
 from poisonaudit.attack.objectives import Objective
@@ -32,6 +32,7 @@ def verified_cost(
     steps: int = 6,
     method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto",
     max_products: int | None = None,
+    crafting: Mapping[str, Any] | None = None,
     seed: int = 0,
     trainer: Trainer | None = None,
     tolerance: float = 1e-10,
@@ -62,6 +63,7 @@ def verified_cost(
         steps: most outer linearisations of each crafting.
         method: of crafting, see `craft`.
         max_products: of crafting, see `craft`.
+        crafting: further options of `craft`, e.g. {"outer": "path", "solutions": 3}.
         seed: of crafting, and base of the fresh seeds.
         trainer: the user's own procedure, see `retrain`.
         tolerance: relative gradient of the retrainings.
@@ -108,9 +110,8 @@ def verified_cost(
         clean.cache.clear()
         tried = _with_amount(budget, over, amount)
         saying = _prefixed(progress, f"trial {len(trials) + 1}, {over} {amount:.4g}")
-        poison = craft(
-            clean, objective, tried, seed, steps=steps, method=method, max_products=max_products, progress=saying
-        )
+        limits: Any = {"steps": steps, "method": method, "max_products": max_products, **(crafting or {})}
+        poison = craft(clean, objective, tried, seed, **limits, progress=saying)
         clean.cache.clear()
         retrained = retrain(
             clean,

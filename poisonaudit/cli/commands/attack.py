@@ -102,7 +102,7 @@ def _resolve(
 
 
 def _print_plan(config: AttackConfig, as_json: bool) -> None:
-    from poisonaudit.cli.pipeline.plan import planned_stages
+    from poisonaudit.cli.pipeline.planned import planned_stages
     from poisonaudit.config.load import plain
 
     steps = planned_stages(config)

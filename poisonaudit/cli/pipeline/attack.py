@@ -7,21 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poisonaudit.attack import Poison, TargetWeights, craft
-from poisonaudit.attack.objectives import Objective
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.audit import accuracies, polished, stored_victim
-from poisonaudit.cli.pipeline.exports import pictures, storable, write_exports
+from poisonaudit.cli.pipeline.baselines import beside, check_baselines
+from poisonaudit.cli.pipeline.crafting import crafted
+from poisonaudit.cli.pipeline.defences import check_detectors, detected, inspected
+from poisonaudit.cli.pipeline.exports import pictures, write_exports
 from poisonaudit.cli.pipeline.folder import refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
-from poisonaudit.cli.pipeline.goals import (
-    check_flip,
-    flip_objective,
-    flipped_rows,
-    make_budget,
-    positions_of,
-    target_weights,
-)
+from poisonaudit.cli.pipeline.goals import check_choice, make_budget
+from poisonaudit.cli.pipeline.objectives import check_objective, make_objective
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
 from poisonaudit.cli.pipeline.search import check_search, hardening, searched
@@ -29,7 +24,7 @@ from poisonaudit.cli.pipeline.stages import Stages, fitted, make_procedures, sta
 from poisonaudit.cli.pipeline.train import weights_metadata
 from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of, unit_of
 from poisonaudit.config.load import plain
-from poisonaudit.config.schema import AttackConfig, FlipConfig
+from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import refuse_folder_export
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
@@ -97,6 +92,9 @@ def run_attack(
             stages, poison.perturbation(victim.problem), objective, poison.predicted, procedures
         )
         write_exports(config.export, folder, victim, poison, report)
+        others = beside(config, stages, objective, poison, procedures)
+        detectors = detected(config, stages, poison, retrained)
+        inspection = inspected(config, stages, poison, retrained)
         cost = None if config.search is None else searched(config, stages, objective, poison, retrained)
         variants = [] if cost is None else hardening(config, stages, objective, cost)
         result = AttackResult(
@@ -118,9 +116,13 @@ def run_attack(
             pictures=pictures(victim, poison),
             verified_cost={} if cost is None else finite(cost.to_json()),
             hardening=finite(variants),
+            baselines=others,
+            detectors=finite(detectors),
+            inspection=finite(inspection),
             cost={
                 "crafting_seconds": poison.seconds,
                 "crafting_products": poison.products,
+                "crafting_gradients": poison.gradients,
                 **retraining_cost(retrained),
                 **({} if cost is None else {"search_seconds": cost.seconds}),
             },
@@ -152,15 +154,13 @@ def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
 def check_fit(config: AttackConfig, victim: Victim) -> None:
     """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later."""
     make_budget(config.budget, victim).count(victim.problem.rows)
-    check_search(config, victim)
     if "folder" in config.export:
         refuse_folder_export(victim.data)
-    if isinstance(config.objective, FlipConfig):
-        check_flip(config.objective, victim)
-    elif config.objective.source.label_flips is not None:
-        flipped_rows(config.objective.source.label_flips, victim, config.seed)
-    else:
-        target_weights(config.objective, victim, config.seed, config.training.tolerance, Reporter())
+    check_objective(config.objective, victim, config.seed)
+    check_choice(config.budget, config.objective.kind, victim)
+    check_search(config, victim)
+    check_baselines(config)
+    check_detectors(config)
 
 
 def load_victim(config: AttackConfig, trust_code: bool, report: Reporter) -> Victim:
@@ -221,71 +221,6 @@ def clean_victim(config: AttackConfig, stages: Stages, report: Reporter) -> Vict
 def weights_digest(victim: Victim) -> str:
     """The sha256 that `train` gives a file with these weights, by which audits and attacks of one model are joined."""
     return sha256_bytes(tensors_to_bytes(tensors_of(victim.problem), weights_metadata(victim)))
-
-
-def make_objective(config: AttackConfig, stages: Stages, report: Reporter) -> tuple[Objective, dict[str, Any]]:
-    """The objective of the recipe for this victim, and what it settled on."""
-    if isinstance(config.objective, FlipConfig):
-        return flip_objective(config.objective, stages.victim)
-    goal = config.objective
-    reached = stages.weights(
-        "target", lambda: target_weights(goal, stages.victim, config.seed, config.training.tolerance, report)
-    )
-    return TargetWeights(reached, goal.success_at), {}
-
-
-def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: Reporter) -> Poison:
-    """The stored poison, or a new one, stored at once."""
-    folder, victim = stages.folder, stages.victim
-    budget = make_budget(config.budget, victim)
-    if folder.exists("craft.json"):
-        report.note("poison: kept from before")
-        return stored_poison(folder, victim, budget, objective)
-    report.stage("crafting")
-    poison = craft(
-        victim.problem,
-        objective,
-        budget,
-        config.seed,
-        steps=config.craft.steps,
-        method=config.craft.method,
-        max_products=config.craft.max_products,
-        test=victim.test,
-        progress=report,
-    )
-    poison = storable(victim, poison)
-    for note in poison.notes:
-        report.note(f"crafting: {note}")
-    ids = victim.data.train_ids[poison.rows.cpu()]
-    folder.write_tensors(
-        "poison.safetensors", {"rows": ids, "delta": poison.delta}, {"recipe": config.name, "unit": unit_of(victim)}
-    )
-    stages.weights("crafted", lambda: poison.weights)
-    # Last, because its presence says that the stage is complete.
-    facts = {key: getattr(poison, key) for key in ("predicted", "history", "products", "gradients", "seconds", "notes")}
-    folder.write_json("craft.json", {"schema": "poisonaudit/craft/1", **facts})
-    return poison
-
-
-def stored_poison(folder: RunFolder, victim: Victim, budget: Any, objective: Objective) -> Poison:
-    """The poison of an interrupted run."""
-    facts: Mapping[str, Any] = folder.read_json("craft.json")
-    stored = folder.read_tensors("poison.safetensors")
-    weights = Stages(folder, victim, Reporter()).weights("crafted", lambda: victim.problem.weights)
-    rows = stored["rows"].new_tensor(positions_of(stored["rows"].tolist(), victim)).to(victim.problem.device)
-    return Poison(
-        rows=rows,
-        delta=stored["delta"].to(victim.problem.x),
-        predicted=facts["predicted"],
-        history=tuple(facts["history"]),
-        budget=budget,
-        objective=objective,
-        weights=weights,
-        products=int(facts["products"]),
-        seconds=float(facts["seconds"]),
-        notes=tuple(facts["notes"]),
-        gradients=int(facts.get("gradients", 0)),
-    )
 
 
 def attack_recipe(config: AttackConfig, victim: Victim, facts: Mapping[str, Any]) -> dict[str, Any]:

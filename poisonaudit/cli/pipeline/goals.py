@@ -1,24 +1,18 @@
-"""From a recipe's words to an objective and a budget for one trained victim."""
+"""What a recipe names, found in one victim: the budget, columns, rows, classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from poisonaudit.attack import Budget, FlipPrediction, TargetWeights
-from poisonaudit.attack.objectives import weights_from_label_flips
-from poisonaudit.cli.console import Reporter
+from poisonaudit.attack import Budget
 from poisonaudit.cli.pipeline.victim import Victim
-from poisonaudit.config.schema import BudgetConfig, FlipConfig, LabelFlips, TargetWeightsConfig
+from poisonaudit.config.schema import BudgetConfig
 from poisonaudit.errors import UsageError
-from poisonaudit.models import load_weights
 from poisonaudit.registry import unknown_name
-
-Objective = TargetWeights | FlipPrediction
 
 
 def make_budget(config: BudgetConfig, victim: Victim) -> Budget:
@@ -36,11 +30,40 @@ def make_budget(config: BudgetConfig, victim: Victim) -> Budget:
         norm=config.norm,
         box=box,
         choice=choice,
+        row_class=None if config.row_class is None else class_number(config.row_class, victim),
         entries=config.entries,
         immutable=columns_of(config.immutable, victim) or None,
         spacing={column: unit_step(column, victim) for column in columns_of(config.integer, victim)} or None,
         scale=_scale(config.scale, victim),
     )
+
+
+def check_choice(config: BudgetConfig, objective: str, victim: Victim) -> None:
+    """Rows of one class are asked for only where a class is named or wanted, and there are enough of them.
+
+    Args:
+        config: the budget.
+        objective: kind of the objective.
+        victim: gives the rows.
+
+    Raises:
+        UsageError: PA342, they are not.
+    """
+    if config.choice != "class":
+        return
+    refuse_regression(victim, "no class of rows can be chosen")
+    if config.row_class is None:
+        if objective != "flip":
+            raise UsageError(
+                "PA342", f"rows are to come from one class, and the objective {objective} wants none. Add row_class."
+            )
+        return
+    label, count = class_number(config.row_class, victim), make_budget(config, victim).count(victim.problem.rows)
+    there = int((victim.data.y_train == label).sum())
+    if there < count:
+        raise UsageError(
+            "PA342", f"class {label} has {there} training rows, {count} are to be perturbed. Ask for fewer."
+        )
 
 
 def columns_of(names: Sequence[int | str], victim: Victim) -> list[int]:
@@ -88,115 +111,6 @@ def _scale(scale: Mapping[str, float], victim: Victim) -> list[float] | None:
     return units
 
 
-def check_flip(config: FlipConfig, victim: Victim) -> None:
-    """The test row and the class that a recipe names exist."""
-    _refuse_regression(victim, "a prediction")
-    if isinstance(config.test_row, int):
-        _test_position(config.test_row, victim)
-    if config.label != "runner_up":
-        class_number(config.label, victim)
-
-
-def flip_objective(config: FlipConfig, victim: Victim) -> tuple[FlipPrediction, dict[str, Any]]:
-    """The test row to flip and the class wanted for it.
-
-    Args:
-        config: row and class, by id and name or by rule.
-        victim: at its clean solution.
-
-    Returns:
-        The objective, and what it settled on: row id, true class, wanted class.
-
-    Raises:
-        UsageError: PA354, no such test row or nothing to flip.
-    """
-    x, y = victim.test
-    _refuse_regression(victim, "a prediction")
-    with torch.no_grad():
-        logits = victim.problem.outputs(x=x)
-    if isinstance(config.test_row, int):
-        position = _test_position(config.test_row, victim)
-    else:
-        position = _by_margin(logits, y, config.test_row)
-    row, clean = logits[position], int(logits[position].argmax())
-    if config.label == "runner_up":
-        others = row.clone()
-        others[clean] = -torch.inf
-        wanted = int(others.argmax())
-    else:
-        wanted = class_number(config.label, victim)
-    if wanted == clean:
-        raise UsageError(
-            "PA354", f"the clean model already predicts class {wanted} for that test row. Name another row or label."
-        )
-    facts = {
-        "test_row": int(victim.data.test_ids[position]),
-        "true_label": int(y[position]),
-        "clean_prediction": clean,
-        "wanted": wanted,
-    }
-    return FlipPrediction(x[position], wanted), facts
-
-
-def target_weights(
-    config: TargetWeightsConfig, victim: Victim, seed: int, tolerance: float, report: Reporter
-) -> Tensor:
-    """The weights to be reached: read from a file, or those that training with flipped labels reaches.
-
-    Args:
-        config: the source.
-        victim: at its clean solution.
-        seed: draws the rows whose labels are flipped.
-        tolerance: relative gradient of that training.
-        report: told what is going on.
-
-    Returns:
-        Flat weights (p,).
-    """
-    flips = config.source.label_flips
-    if flips is None:
-        module = victim.problem.module()
-        load_weights(module, Path(str(config.source.file)))
-        return flat(victim, dict(module.named_parameters()))
-    rows, label = flipped_rows(flips, victim, seed)
-    report.stage("training on flipped labels for the target weights")
-    return weights_from_label_flips(
-        victim.problem, (rows, label), seed, tolerance=max(tolerance, 1e-8), progress=report
-    )
-
-
-def flipped_rows(flips: LabelFlips, victim: Victim, seed: int) -> tuple[Tensor, int]:
-    """Positions of the rows whose labels are flipped, and their new class.
-
-    Args:
-        flips: which labels to flip.
-        victim: gives the rows.
-        seed: draws them where only their number is given.
-
-    Returns:
-        `(positions, class)`.
-
-    Raises:
-        UsageError: PA355, there are fewer such rows than asked for.
-    """
-    _refuse_regression(victim, "labels")
-    source, wanted = class_number(flips.source, victim), class_number(flips.target, victim)
-    if flips.rows is not None:
-        rows = torch.tensor(positions_of(flips.rows, victim))
-        wrong = [int(victim.data.train_ids[row]) for row in rows if int(victim.data.y_train[row]) != source]
-        if wrong:
-            raise UsageError("PA355", f"rows {wrong[:5]} are not of class {source}. Name rows of that class.")
-        return rows, wanted
-    candidates = (victim.data.y_train == source).nonzero().flatten().cpu()
-    count = flips.count or 0
-    if count > len(candidates):
-        raise UsageError(
-            "PA355", f"{count} rows of class {source} are to be flipped, there are {len(candidates)}. Lower count."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    return candidates[torch.randperm(len(candidates), generator=generator)[:count]].sort().values, wanted
-
-
 def positions_of(ids: Sequence[int], victim: Victim) -> list[int]:
     """Positions of training rows given by id.
 
@@ -220,6 +134,27 @@ def positions_of(ids: Sequence[int], victim: Victim) -> list[int]:
     return [place[identity] for identity in ids]
 
 
+def test_positions_of(ids: Sequence[int], victim: Victim) -> list[int]:
+    """Positions of test rows given by id.
+
+    Args:
+        ids: row ids in the source's own order.
+        victim: gives the rows.
+
+    Returns:
+        Positions in the test rows.
+
+    Raises:
+        UsageError: PA354, an id is not among the test rows.
+    """
+    place = {identity: position for position, identity in enumerate(victim.data.test_ids.tolist())}
+    for identity in ids:
+        if identity not in place:
+            some = ", ".join(map(str, list(place)[:5]))
+            raise UsageError("PA354", f"row {identity} is not a test row of this split. Test rows are {some}, ...")
+    return [place[identity] for identity in ids]
+
+
 def class_number(label: int | str, victim: Victim) -> int:
     """A class by number or by name.
 
@@ -231,8 +166,9 @@ def class_number(label: int | str, victim: Victim) -> int:
         The class number.
 
     Raises:
-        UsageError: PA357, there is no such class.
+        UsageError: PA357, there is no such class; PA358, the data have no classes.
     """
+    refuse_regression(victim, f"there is no class {label!r}")
     names = list(victim.data.classes or ())
     if isinstance(label, str):
         if label not in names:
@@ -249,28 +185,15 @@ def flat(victim: Victim, state: dict[str, Tensor]) -> Tensor:
     return torch.cat(parts).to(victim.problem.weights)
 
 
-def _test_position(identity: int, victim: Victim) -> int:
-    ids = victim.data.test_ids.tolist()
-    if identity not in ids:
-        some = ", ".join(map(str, ids[:5]))
-        raise UsageError("PA354", f"row {identity} is not a test row of this split. Test rows are {some}, ...")
-    return int(ids.index(identity))
+def refuse_regression(victim: Victim, what: str) -> None:
+    """Refuse what only classes have.
 
+    Args:
+        victim: gives the data.
+        what: what cannot be done, as a clause.
 
-def _by_margin(logits: Tensor, y: Tensor, rule: str) -> int:
-    """Position of the rightly classified test row with the lowest, or the (lower) median, margin."""
-    own = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    margin = own - others
-    right = (margin > 0).nonzero().flatten()
-    if not len(right):
-        raise UsageError("PA354", "no test row is classified rightly, so none can be flipped. Train a better model.")
-    order = right[margin[right].argsort(stable=True)]
-    return int(order[0] if rule == "lowest_margin" else order[(len(order) - 1) // 2])
-
-
-def _refuse_regression(victim: Victim, what: str) -> None:
+    Raises:
+        UsageError: PA358, the data have no classes.
+    """
     if victim.data.classes is None:
-        raise UsageError(
-            "PA358", f"{victim.data.spec} has no classes, so {what} cannot be flipped. Use target weights from a file."
-        )
+        raise UsageError("PA358", f"{victim.data.spec} has no classes, so {what}. Use target weights from a file.")

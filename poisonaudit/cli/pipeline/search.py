@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from poisonaudit.attack import Poison, TargetWeights
+from poisonaudit.attack import Poison
 from poisonaudit.attack.objectives import Objective
-from poisonaudit.cli.pipeline.goals import flipped_rows, make_budget, target_weights
+from poisonaudit.cli.pipeline.crafting import crafting_options
+from poisonaudit.cli.pipeline.goals import make_budget
+from poisonaudit.cli.pipeline.objectives import check_objective, make_objective, states_success
 from poisonaudit.cli.pipeline.stages import Stages, fitted
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
-from poisonaudit.config.schema import AttackConfig, LabelFlips, SearchConfig, TargetWeightsConfig
+from poisonaudit.config.objectives import WithSource
+from poisonaudit.config.schema import AttackConfig, SearchConfig
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.store import RunFolder
@@ -39,14 +40,17 @@ def check_search(config: AttackConfig, victim: Victim) -> None:
     """Refuse, before any training, a search or a variant that this victim cannot have."""
     if config.search is None:
         return
+    if not states_success(config.objective):
+        raise UsageError(
+            "PA345", f"the objective {config.objective.kind} does not say when it is reached. Give it success_at."
+        )
     for label, _, each in [("", "", victim), *_variants(config, victim)]:
         search, budget, rows = config.search, make_budget(config.budget, victim), each.problem.rows
         try:
             budget.count(rows)
             checked_search(each.problem, budget, search.over, search.low, search.high, search.precision)
-            flips = _flips(config)
-            if flips is not None:
-                flipped_rows(flips, each, config.seed)
+            if label:
+                check_objective(config.objective, each, config.seed)
         except UsageError as refused:
             raise UsageError(refused.code, f"{label}: {refused.message}" if label else refused.message) from None
 
@@ -79,7 +83,7 @@ def hardening(config: AttackConfig, stages: Stages, objective: Objective, cost: 
     Args:
         config: with a search.
         stages: where trainings and trials are kept.
-        objective: of the run; target weights from flipped labels are found anew for each variant.
+        objective: of the run; target weights are found anew for each variant.
         cost: of the run's own victim.
 
     Returns:
@@ -139,9 +143,7 @@ def _search_in(
         fresh=config.retrain.fresh,
         need=_need(config),
         precision=search.precision,
-        steps=config.craft.steps,
-        method=config.craft.method,
-        max_products=config.craft.max_products,
+        crafting=crafting_options(config.craft),
         seed=config.seed,
         tolerance=config.retrain.tolerance,
         control=control,
@@ -196,19 +198,25 @@ def _control(label: str, name: str, config: AttackConfig, stages: Stages, proble
 
 
 def _objective_of(name: str, config: AttackConfig, stages: Stages, victim: Victim, objective: Objective) -> Objective:
-    """The objective for a variant: the same, but that flipped labels lead elsewhere for every victim."""
-    goal = config.objective
-    if _flips(config) is None or not isinstance(goal, TargetWeightsConfig):
+    """The objective for a variant: the same rows and classes, but target weights, and regions about them, anew.
+
+    They depend on the victim: where its training goes on other labels or rows, along which directions it is flat, and
+    how far it has to go to weights from a file.
+
+    Args:
+        name: of the variant.
+        config: the recipe.
+        stages: where target weights are kept.
+        victim: the variant at its clean solution.
+        objective: of the run.
+
+    Returns:
+        The objective for the variant.
+    """
+    if not isinstance(config.objective, WithSource):
         return objective
-    weights: torch.Tensor = stages.weights(
-        f"{name}-target",
-        lambda: target_weights(goal, victim, config.seed, config.training.tolerance, stages.report),
-    )
-    return TargetWeights(weights, goal.success_at)
-
-
-def _flips(config: AttackConfig) -> LabelFlips | None:
-    return config.objective.source.label_flips if isinstance(config.objective, TargetWeightsConfig) else None
+    made, _ = make_objective(config, replace(stages, victim=victim), stages.report, f"{name}-target")
+    return made
 
 
 def _search(config: AttackConfig) -> SearchConfig:

@@ -53,7 +53,7 @@ class Stages:
 
         Args:
             name: of the stage.
-            text: what to tell the user.
+            text: what to tell the user; "" for nothing where it is kept.
             seed: of the fresh start; None for a warm one.
             train: does the work.
             procedure: what trains, stored with the weights: a control of another run must have been trained alike.
@@ -71,7 +71,8 @@ class Stages:
             self.folder.write_bytes(file, self.controls.file(file).read_bytes())
         if self.folder.exists(file):
             known = self.folder.read_metadata(file)
-            self.report.note(f"{text}: kept from before")
+            if text:
+                self.report.note(f"{text}: kept from before")
             weights = flat(self.victim, self.folder.read_tensors(file))
             figure = known["relative_gradient"]
             return Retraining(
@@ -98,6 +99,14 @@ class Stages:
         weights = make()
         self.folder.write_tensors(file, tensors_of(self.victim.problem.at(weights)), {"stage": name})
         return weights
+
+    def result(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored plain data `NAME.json`, or new ones, stored at once."""
+        file = f"{name}.json"
+        if not self.folder.exists(file):
+            self.folder.write_json(file, {"schema": "poisonaudit/stage/1", "result": finite(make())})
+        found: dict[str, Any] = self.folder.read_json(file)["result"]
+        return found
 
 
 def fitted(problem: Problem, tolerance: float, seed: int | None, report: Reporter) -> Retraining:
@@ -134,18 +143,32 @@ class Procedures:
     plan: Mapping[Kind, Sequence[int]]
     trainers: Mapping[Kind, Trainer]
 
-    def do(self, stages: Stages, training: Training, problem: Problem) -> Retraining:
-        """One training on a problem, taken from where it is kept or stored there at once."""
+    def do(self, stages: Stages, training: Training, problem: Problem, rival: str = "") -> Retraining:
+        """One training on a problem, taken from where it is kept or stored there at once.
+
+        Args:
+            stages: where trainings are kept.
+            training: which.
+            problem: what is trained.
+            rival: whose poison it is on, where it is not the run's own; controls are shared.
+
+        Returns:
+            The training, its outcome still empty.
+        """
         kind, seed = training.kind, training.seed
+        name, text = stage_name(training), training.text
+        if rival and training.poisoned:
+            name, text = f"baseline-{rival}-{name}", f"{rival}: {text}"
+        elif rival and stages.folder.exists(f"weights-{name}.safetensors"):
+            # A control that the run's own attack has been judged by already.
+            text = ""
         if kind == "tight":
-            return stages.training(
-                stage_name(training), training.text, seed, lambda: fitted(problem, self.tolerance, seed, stages.report)
-            )
+            return stages.training(name, text, seed, lambda: fitted(problem, self.tolerance, seed, stages.report))
         assert seed is not None
         trainer = self.trainers[kind]
         return stages.training(
-            stage_name(training),
-            training.text,
+            name,
+            text,
             seed,
             lambda: trained(trainer, problem, seed, self.tolerance),
             str(trainer),
@@ -197,6 +220,7 @@ def staged_retraining(
     objective: Objective,
     predicted: Mapping[str, Any],
     procedures: Procedures,
+    rival: str = "",
 ) -> Retrained:
     """What `verify.retrain` does, with every training stored as it finishes.
 
@@ -206,6 +230,7 @@ def staged_retraining(
         objective: what outcomes are judged by.
         predicted: the poison's predicted outcome.
         procedures: how and from which seeds.
+        rival: name of the baseline whose poison it is; "" for the run's own.
 
     Returns:
         All trainings with their outcomes.
@@ -213,10 +238,10 @@ def staged_retraining(
     clean, test = stages.victim.problem, stages.victim.test
     poisoned = clean.with_data(clean.x + perturbation)
     plan, notes = drawable(clean, procedures.plan)
-    for note in notes:
+    for note in () if rival else notes:
         stages.report.warn(note)
 
     def train(training: Training) -> Retraining:
-        return procedures.do(stages, training, poisoned if training.poisoned else clean)
+        return procedures.do(stages, training, poisoned if training.poisoned else clean, rival)
 
     return retrainings(clean, plan, train, objective, predicted, test, notes)
