@@ -123,16 +123,17 @@ class CraftConfig:
     """How the poison is worked on; see `poisonaudit.attack.craft`.
 
     `solutions` counts the trained solutions that are attacked together, `members` those sampled from the solution set
-    beside each.
+    beside each; `damping` is that of method pgd.
     """
 
-    steps: Annotated[int, Field(ge=1, le=1000)] = 6
-    method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 12
+    method: Literal["auto", "corner", "pgd", "apg", "adam", "lbfgsb"] = "auto"
     outer: Literal["retrain", "path"] = "retrain"
     solutions: Annotated[int, Field(ge=1, le=1000)] = 1
     members: Annotated[int, Field(ge=0, le=1000)] = 0
     aggregate: Literal["mean", "worst"] = "mean"
     max_products: Count | None = None
+    damping: NonNegative = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, config=RULES)

@@ -25,7 +25,7 @@ _FACTS = ("predicted", "history", "products", "gradients", "seconds", "notes", "
 
 def crafting_options(config: CraftConfig) -> dict[str, Any]:
     """The options of `craft` that a recipe names."""
-    names = ("steps", "method", "outer", "solutions", "members", "aggregate", "max_products")
+    names = ("steps", "method", "outer", "solutions", "members", "aggregate", "max_products", "damping")
     return {name: getattr(config, name) for name in names}
 
 

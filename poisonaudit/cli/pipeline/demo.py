@@ -49,7 +49,7 @@ class Size:
     measures: tuple[str, ...] | None
 
 
-FULL = Size(rows=400, fresh=2, steps=3, measures=None)
+FULL = Size(rows=400, fresh=2, steps=6, measures=None)
 QUICK = Size(
     rows=150,
     fresh=1,
