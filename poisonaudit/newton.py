@@ -13,6 +13,7 @@ from poisonaudit.krylov_newton import krylov_step, most_negative
 from poisonaudit.operators import dense_gauss_newton, dense_hessian, linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import DenseSpectrum, curvature_ends, default_tolerance
+from poisonaudit.solvers.cholesky import solve_with_factor
 from poisonaudit.validity import at_infinity
 
 # Dense Newton up to here; beyond, steps come from a Krylov space.
@@ -198,7 +199,7 @@ def _damped_step(at: Problem, damping: float, *, gauss_newton: bool) -> Tensor:
     factor, trouble = torch.linalg.cholesky_ex(matrix + shift * identity)
     if int(trouble) != 0:
         return -gradient / shift
-    return -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+    return -solve_with_factor(factor, gradient)
 
 
 def _negative_curvature(at: Problem) -> Problem | None:
@@ -260,7 +261,7 @@ def solve_definite(at: Problem, rhs: Tensor, accuracy: float) -> Tensor | None:
         at.cache.pop("preconditioner", None)
         return None
     at.cache["preconditioner"] = factor
-    return torch.cholesky_solve(rhs[:, None], factor)[:, 0]
+    return solve_with_factor(factor, rhs)
 
 
 def dense_hessian_of(at: Problem) -> Tensor:
@@ -280,7 +281,7 @@ def _preconditioned(at: Problem, factor: Tensor, rhs: Tensor, accuracy: float, m
     direction = torch.zeros_like(residual)
     before = 1.0
     for iteration in range(most):
-        preconditioned = torch.cholesky_solve(residual[:, None], factor)[:, 0]
+        preconditioned = solve_with_factor(factor, residual)
         product = float(residual.dot(preconditioned))
         direction = preconditioned + (product / before if iteration else 0.0) * direction
         image = kept.hessian(direction)
