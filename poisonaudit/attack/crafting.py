@@ -36,7 +36,9 @@ from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 from poisonaudit.training import Progress
 
-_HALVINGS = 2
+_HALVINGS = 4
+# Share of the linear model's gain that retraining has to confirm, or the step is halved.
+_SUFFICIENT = 0.25
 # How many of the best steps are judged by training from the clean weights; it stops at the first that holds.
 _FINALISTS = 4
 # An outer step that gains less than this share of the first objective is the last one.
@@ -77,8 +79,8 @@ def craft(
     growing share of the budget along the coderivative `B^T u`, `H u = -grad_w` ("corner"), exact where the goal is
     linear in mu; and projected steps of falling length along it ("pgd"), each from the solution that the last one led
     to, with H damped a little, for near a fold of the solution path the undamped slope points along one direction only.
-    Proposals of the first two kinds that do not help after retraining are halved. What comes back is the best poison
-    *after retraining*, not the best predicted one.
+    Proposals of the first two kinds of whose promise retraining confirms less than a quarter are halved. What comes
+    back is the best poison *after retraining*, not the best predicted one.
 
     Set-aware crafting takes the goal over several trained solutions (`solutions`), and over sampled members of the
     solution set at each, where its kernel is not trivial (`members`).
@@ -159,6 +161,7 @@ def craft(
         share = min(1.0, 2 * step / (steps + 1)) if task.method == "corner" and not task.is_distance else 1.0
         length = 0.5 * _FIRST_LENGTH * (1 + math.cos(math.pi * (step - 1) / steps))
         aim, used = propose(task, current, share, length)
+        tried: list[Point] = []
         for halving in range(1 if walks else _HALVINGS + 1):
             delta = task.allowed.project(current.delta + 0.5**halving * (aim - current.delta))
             trial = advance(task, current, delta)
@@ -166,11 +169,15 @@ def craft(
             seconds = time.perf_counter() - started
             history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds))
             products, used, started = products + used, 0, time.perf_counter()
-            if trial.point.value < current.value:
+            tried.append(trial.point)
+            # Any gain at all is not enough: far beyond the linear model's reach small gains only zigzag.
+            promised = max(0.0, current.value - trial.predicted)
+            if current.value - trial.point.value > _SUFFICIENT * promised:
                 break
-        gained = current.value - trial.point.value
+        following = tried[-1] if walks else min(tried, key=lambda point: point.value)
+        gained = current.value - following.value
         if gained > 0 or walks:
-            reached.append(trial.point)
+            reached.append(following)
         # Distances are worked on with the whole budget from the first step on; other goals from the middle on.
         whole = step > steps // 2 or task.is_distance
         finished = not walks and whole and gained <= _ENOUGH * abs(history[0]["retrained_objective"])

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from poisonaudit.operators.linearisation import linearise
+from poisonaudit.operators.first_layer import find_first_layer, first_layer_block
+from poisonaudit.operators.linearisation import Linearisation, linearise
 from poisonaudit.problem import Problem
 
 # Entries of one batch of products; 2e7 float64 entries are 160 MB.
@@ -17,14 +18,51 @@ _COLUMNS = 64
 
 
 def dense_hessian(problem: Problem) -> Tensor:
-    """`H = d R / d w`, (p, p), symmetrised: p products in blocks, counted by the linearisation.
+    """`H = d R / d w`, (p, p), symmetrised: products in blocks, counted by the linearisation.
+
+    Where a Linear layer sees the data themselves its block comes in closed form (`first_layer_block`), if one product
+    agrees; only the other weights then take a product each.
 
     Returns:
         The whole matrix, decay included.
     """
+    matrix = _with_first_layer(problem, linearise(problem))
+    return _symmetric(_columns(problem, torch.arange(problem.size))) if matrix is None else matrix
+
+
+def _columns(problem: Problem, which: Tensor) -> Tensor:
+    """Columns of H, one product each."""
     kept = linearise(problem)
-    identity = torch.eye(problem.size, dtype=problem.dtype, device=problem.device)
-    return _symmetric(torch.cat([kept.hessian(block) for block in identity.split(_COLUMNS, dim=1)], dim=1))
+    parts = []
+    for chosen in which.to(problem.device).split(_COLUMNS):
+        block = torch.zeros(problem.size, len(chosen), dtype=problem.dtype, device=problem.device)
+        block[chosen, torch.arange(len(chosen), device=problem.device)] = 1.0
+        parts.append(kept.hessian(block))
+    return torch.cat(parts, dim=1)
+
+
+def _with_first_layer(problem: Problem, kept: Linearisation) -> Tensor | None:
+    """H with one block in closed form, None where there is no such layer or a product contradicts it."""
+    layer = find_first_layer(problem)
+    if layer is None:
+        return None
+    places = layer.places.flatten().to(problem.device)
+    matrix = torch.zeros(problem.size, problem.size, dtype=problem.dtype, device=problem.device)
+    matrix[places[:, None], places] = first_layer_block(problem, layer)
+    # Two passes for each of the layer's outputs.
+    kept.products += layer.places.shape[0]
+    others = torch.ones(problem.size, dtype=torch.bool, device=problem.device)
+    others[places] = False
+    rest = others.nonzero().flatten()
+    if len(rest):
+        columns = _columns(problem, rest)
+        matrix[:, rest] = columns
+        matrix[rest[:, None], places] = columns[places].T
+    probe = torch.randn(problem.size, generator=torch.Generator().manual_seed(0), dtype=problem.dtype)
+    probe = probe.to(problem.device)
+    image = kept.hessian(probe)
+    wrong = float((matrix @ probe - image).norm())
+    return _symmetric(matrix) if wrong <= torch.finfo(problem.dtype).eps ** 0.5 * float(image.norm()) else None
 
 
 def dense_gauss_newton(problem: Problem) -> Tensor:
