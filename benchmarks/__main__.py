@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import lipschitz_depth, memory, moduli, products, solves, tangent, validity_flag
+from benchmarks import (
+    attack_art_setting,
+    attack_convex,
+    attack_flag,
+    lipschitz_depth,
+    memory,
+    moduli,
+    products,
+    solves,
+    tangent,
+    validity_flag,
+)
 
-_MODULES = (products, solves, moduli, memory, validity_flag, lipschitz_depth, tangent)
+_MODULES = (
+    products,
+    solves,
+    moduli,
+    memory,
+    validity_flag,
+    lipschitz_depth,
+    tangent,
+    attack_convex,
+    attack_flag,
+    attack_art_setting,
+)
 ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
 
 
