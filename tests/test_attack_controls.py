@@ -60,7 +60,7 @@ def convex(name: str, loss: str, decay: float, count: int = 120) -> Problem:
 
 @pytest.fixture(scope="module")
 def digits() -> Problem:
-    return convex("digits", "cross_entropy", 1e-2)
+    return convex("digits", "cross_entropy", 1e-2, 100)
 
 
 def warm(problem: Problem, poison: Any) -> Tensor:
@@ -82,21 +82,22 @@ def close_flips(problem: Problem, count: int) -> list[FlipPrediction]:
 
 
 def test_random_signs_flip_no_more_than_chance_where_crafting_flips_most(digits: Problem) -> None:
-    budget = Budget(radius=0.15, rows=18, box=(0.0, 1.0))
-    crafted, drawn, changes = [], [], []
-    for number, flip in enumerate(close_flips(digits, 10)):
-        assert outcome(digits, digits.weights, flip)["success"] is False
-        poison = craft(digits, flip, budget, steps=2)
+    budget = Budget(radius=0.06, rows=15, box=(0.0, 1.0))
+    crafted, drawn, mirrored, changes = [], [], [], []
+    for number, flip in enumerate(close_flips(digits, 8)):
+        margin = outcome(digits, digits.weights, flip)["margin"]
+        assert margin < 0
+        poison = craft(digits, flip, budget, steps=1)
         crafted.append(outcome(digits, warm(digits, poison), flip)["success"])
         control = run_baseline("random_signs", digits, flip, budget, poison.rows, seed=number)
         assert budget.around(digits.x[control.rows]).used(control.delta) == pytest.approx(1.0)
         told = outcome(digits, warm(digits, control), flip)
         drawn.append(told["success"])
+        # What is blind to the target moves its margin as far the wrong way as often.
+        mirrored.append(told["margin_change"] <= margin)
         changes.append(told["margin_change"])
-    # Chance is what the clean control does: it flips none of these. Random signs move margins either way.
-    assert success_rate(sum(drawn), len(drawn)).lower == 0.0
-    assert paired_test(changes).p_value > 0.05
-    assert success_rate(sum(crafted), len(crafted)).lower > 0.3
+    assert sum(drawn) <= sum(mirrored) + 1 and paired_test(changes).p_value > 0.05
+    assert success_rate(sum(crafted), len(crafted)).lower > 0.5
     apart = paired_difference(crafted, drawn)
     assert apart.only_b == 0 and apart.p_value < 0.05
 
@@ -140,10 +141,10 @@ def flipped(problem: Problem, wanted: int, other: int, count: int) -> TargetWeig
 
 
 CONVEX = {
-    "digits": ("digits", "cross_entropy", 1e-2, 3, 1, [0.01, 0.04, 0.15]),
-    "digits, little decay": ("digits", "cross_entropy", 1e-3, 2, 4, [0.005, 0.02, 0.1]),
-    "breast_cancer": ("breast_cancer", "cross_entropy", 1e-2, 0, 1, [0.02, 0.1, 0.5]),
-    "wine, ridge": ("wine", "half_squared", 1e-2, 0, 2, [0.02, 0.1, 0.5]),
+    "digits": ("digits", "cross_entropy", 1e-2, 3, 1, [0.015, 0.15]),
+    "digits, little decay": ("digits", "cross_entropy", 1e-3, 2, 4, [0.008, 0.1]),
+    "breast_cancer": ("breast_cancer", "cross_entropy", 1e-2, 0, 1, [0.03, 0.5]),
+    "wine, ridge": ("wine", "half_squared", 1e-2, 0, 2, [0.03, 0.5]),
 }
 
 
@@ -155,7 +156,7 @@ def test_relinearising_is_never_worse_and_short_steps_do_what_they_say(name: str
     for radius in radii:
         budget = Budget(radius=radius, rows=10, box=(problem.x.amin(0), problem.x.amax(0)))
         once = craft(problem, aim, budget, steps=1, tolerance=1e-8)
-        often = craft(problem, aim, budget, steps=4, tolerance=1e-8)
+        often = craft(problem, aim, budget, steps=3, tolerance=1e-8)
         first, last = (outcome(problem, warm(problem, poison), aim) for poison in (once, often))
         assert last["distance_ratio"] <= first["distance_ratio"] + 1e-6
         gains.append(first["distance_ratio"] - last["distance_ratio"])
