@@ -28,6 +28,8 @@ BUDGETS = {
 # One linear step alone, where it is short enough for the flag to vouch for it.
 SHORT = [(0.05, 2), (0.05, 4), (0.05, 8), (0.5, 1), (0.5, 2), (0.5, 4)]
 STEPS = 6
+# Whole classes at half of the rows are not reached: is it the steps or the budget?
+MORE_STEPS, LONGER = 24, [((2, 0), 32), ((5, 1), 32), ((2, 0), 64), ((5, 1), 64)]
 # Least movement asked for, by budget; least retrained / predicted where phi is within its limit.
 WANTED = {(0.05, 32): 0.40, (0.5, 32): 0.90}
 RATIO = 0.9
@@ -137,6 +139,28 @@ def case(pair: tuple[int, int], flipped: float, share: float, radius: int, *, sh
     }
 
 
+def longer(pair: tuple[int, int], radius: int) -> dict[str, Any]:
+    """A whole class flipped, half of the rows: where many more steps end, and what the linear model there promises."""
+    problem = victim()
+    aim, _ = target(problem, pair, 1.0, seed=SEED + PAIRS)
+    poison = craft(
+        problem, aim, Budget(radius=radius / 255, share=0.5, box=(0.0, 1.0)), steps=MORE_STEPS, tolerance=1e-8
+    )
+    start, last = poison.history[0]["retrained_objective"], poison.history[-1]["step"]
+    whole = next(line for line in poison.history if line["step"] == last)
+    warm = retrain(problem, poison, 0, loose=False).warm.outcome
+    return {
+        "pair": list(pair),
+        "radius_255": radius,
+        "steps": last,
+        "movement": warm["movement"],
+        "distance_ratio": warm["distance_ratio"],
+        # Of the last linearisation, made near where the poison is, before any halving.
+        "linear_distance_ratio": (whole["predicted_objective"] / start) ** 0.5,
+        "gradients": poison.gradients,
+    }
+
+
 def scores(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Movement by target and budget, and how the requirements fare."""
     cases = list(found)
@@ -217,4 +241,12 @@ def run() -> None:
         "threads": torch.get_num_threads(),
     }
     found = measured("attack_convex", plan, settings)
-    write("attack_convex", {"settings": settings, **scores(found), "all_cases": found})
+    more = {
+        f"{pair[0]} to {pair[1]}, 1 flipped, 0.5 of rows, {radius}/255, up to {MORE_STEPS} steps": functools.partial(
+            longer, pair, radius
+        )
+        for pair, radius in LONGER
+    }
+    further = measured("attack_convex", more, settings)
+    body = {"settings": settings, **scores(found), "more_steps": further, "all_cases": found}
+    write("attack_convex", body)

@@ -29,6 +29,7 @@ from poisonaudit.attack import (
 )
 from poisonaudit.attack.poison import embed
 from poisonaudit.validity import PHI_LIMIT
+from poisonaudit.verify import success_rate
 
 # A prediction is good where it misses the retrained change by less than this share of that change.
 GOOD = 0.3
@@ -38,6 +39,7 @@ VICTIMS = [
     ("digits", "tanh", 1e-3),
     ("breast_cancer", "tanh", 1e-2),
 ]
+# The first two are what crafting proposes, the others controls.
 KINDS = ("corner", "least_squares", "random_corner", "random_uniform")
 PIECES, CASES = 4, 32
 # Radii per entry are drawn between these, evenly in their logarithm; of the range 1 of digits, in standard deviations
@@ -142,8 +144,9 @@ def scores(found: Iterable[dict[str, Any]], error: str = "error") -> dict[str, A
         error: "error" (over the retrained change) or "error_over_step" (over the predicted one).
 
     Returns:
-        Counts, `share_vouched` (phi within the limit), `share_good`, `precision` (good among vouched), `recall`
-        (vouched among good), and both of the alarm `phi > PHI_LIMIT` for steps that are not good.
+        Counts, `share_vouched` (phi within the limit), `share_good`, `precision` (good among vouched) with its exact
+        95 % interval, `recall` (vouched among good), and both of the alarm `phi > PHI_LIMIT` for steps that are not
+        good.
     """
     given = list(found)
     kept = [case for case in given if case["retrained"]]
@@ -157,6 +160,7 @@ def scores(found: Iterable[dict[str, Any]], error: str = "error") -> dict[str, A
         "share_vouched": _share(sum(vouched), len(kept)),
         "share_good": _share(sum(good), len(kept)),
         "precision": _share(both, sum(vouched)),
+        "precision_interval": [success_rate(both, sum(vouched)).lower, success_rate(both, sum(vouched)).upper],
         "recall": _share(both, sum(good)),
         "alarm_precision": _share(neither, len(kept) - sum(vouched)),
         "alarm_recall": _share(neither, len(kept) - sum(good)),
@@ -215,6 +219,9 @@ def run() -> None:
         "over_the_step": scores(found, "error_over_step"),
         "by_phi": by_phi(found),
     }
+    crafted = [case for case in found if not case["kind"].startswith("random")]
+    drawn = [case for case in found if case["kind"].startswith("random")]
+    body |= {"crafted_steps": scores(crafted), "random_steps": scores(drawn)}
     for group in ("victim", "kind", "objective", "second_step"):
         names = sorted({str(case[group]) for case in found})
         body[f"by_{group}"] = {each: scores(case for case in found if str(case[group]) == each) for each in names}

@@ -52,6 +52,9 @@ def test_phi_on_more_than_500_attack_steps() -> None:
     assert len(VICTIMS) * PIECES * CASES >= 500 and set(RADII) == {name for name, _, _ in VICTIMS}
     result = scores(found)
     assert result["cases"] >= 500 and result["precision"] >= 0.9 and result["recall"] >= 0.8
+    # Without the random ones there are more folds to fall over (measured: 0.90 of 99).
+    crafted = scores(case for case in found if not case["kind"].startswith("random"))
+    assert crafted["precision"] >= 0.85
     for kind in KINDS:
         share = scores(case for case in found if case["kind"] == kind)["share_good"]
         assert 0.1 < share < 0.9
