@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -153,4 +154,6 @@ def run() -> None:
         "threads": torch.get_num_threads(),
     }
     found = measured("attack_art_setting", plan, settings)
-    write("attack_art_setting", {"settings": settings, "table": scores(found), "all_cases": found})
+    versions = {"adversarial-robustness-toolbox": importlib.metadata.version("adversarial-robustness-toolbox")}
+    body = {"settings": settings, "other_versions": versions, "table": scores(found), "all_cases": found}
+    write("attack_art_setting", body)
