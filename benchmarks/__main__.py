@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 
 from benchmarks import (
+    attack_art_setting,
+    attack_convex,
+    attack_flag,
     attack_flips,
     attack_victims,
     lipschitz_depth,
@@ -26,6 +29,9 @@ _MODULES = (
     tangent,
     attack_victims,
     attack_flips,
+    attack_convex,
+    attack_flag,
+    attack_art_setting,
 )
 ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
 

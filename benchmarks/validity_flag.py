@@ -19,14 +19,15 @@ CASES = 24
 ROWS = 120
 
 
-def data(name: str) -> tuple[Tensor, Tensor]:
-    """The first rows of a bundled data set, digits in [0, 1], tables standardised."""
+def data(name: str, *, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    """The first rows of a bundled data set, or the others; digits in [0, 1], tables standardised by the first."""
     loader = {"digits": datasets.load_digits, "breast_cancer": datasets.load_breast_cancer, "wine": datasets.load_wine}
     x, y = loader[name](return_X_y=True)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:ROWS]
-    rows = torch.tensor(x)[order]
-    rows = rows / 16 if name == "digits" else (rows - rows.mean(0)) / rows.std(0)
-    return rows, torch.tensor(y)[order]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    first, wanted = torch.tensor(x)[order[:ROWS]], order[ROWS:] if held_out else order[:ROWS]
+    rows = torch.tensor(x)[wanted]
+    rows = rows / 16 if name == "digits" else (rows - first.mean(0)) / first.std(0)
+    return rows, torch.tensor(y)[wanted]
 
 
 def model(kind: str, inputs: int, classes: int) -> nn.Module:
