@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
-from poisonaudit.operators.first_layer import find_first_layer, first_layer_block
+from poisonaudit.operators.linear_block import find_largest_linear, linear_block
 from poisonaudit.operators.linearisation import Linearisation, linearise
 from poisonaudit.problem import Problem
 
@@ -20,13 +20,13 @@ _COLUMNS = 64
 def dense_hessian(problem: Problem) -> Tensor:
     """`H = d R / d w`, (p, p), symmetrised: products in blocks, counted by the linearisation.
 
-    Where a Linear layer sees the data themselves its block comes in closed form (`first_layer_block`), if one product
-    agrees; only the other weights then take a product each.
+    The block of the largest Linear layer comes in closed form (`linear_block`), if one product agrees; only the other
+    weights then take a product each.
 
     Returns:
         The whole matrix, decay included.
     """
-    matrix = _with_first_layer(problem, linearise(problem))
+    matrix = _with_linear_block(problem, linearise(problem))
     return _symmetric(_columns(problem, torch.arange(problem.size))) if matrix is None else matrix
 
 
@@ -41,14 +41,14 @@ def _columns(problem: Problem, which: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _with_first_layer(problem: Problem, kept: Linearisation) -> Tensor | None:
+def _with_linear_block(problem: Problem, kept: Linearisation) -> Tensor | None:
     """H with one block in closed form, None where there is no such layer or a product contradicts it."""
-    layer = find_first_layer(problem)
+    layer = find_largest_linear(problem)
     if layer is None:
         return None
     places = layer.places.flatten().to(problem.device)
     matrix = torch.zeros(problem.size, problem.size, dtype=problem.dtype, device=problem.device)
-    matrix[places[:, None], places] = first_layer_block(problem, layer)
+    matrix[places[:, None], places] = linear_block(problem, layer)
     # Two passes for each of the layer's outputs.
     kept.products += layer.places.shape[0]
     others = torch.ones(problem.size, dtype=torch.bool, device=problem.device)

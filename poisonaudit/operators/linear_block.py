@@ -1,8 +1,9 @@
-"""The dense Hessian's largest block in closed form: the weights of a Linear layer that sees the data themselves.
+"""A block of the dense Hessian in closed form: the weights of the model's largest Linear layer.
 
-Such a layer's weights W (and bias) enter the loss of row n only through `z_n = W x_n + b`, so their block of H is
-`sum_n S_n (x) (x_n, 1)(x_n, 1)^T` with the small Hessians `S_n = d^2 loss_n / d z_n^2 / rows`: twice as many passes as
-the layer has outputs, and matrix products, instead of one Hessian product a weight.
+A layer's own weights W (and bias) enter the loss of row n only through `z_n = W a_n + b`, where its input a_n does not
+depend on them, so their block of H is `sum_n S_n (x) (a_n, 1)(a_n, 1)^T` with the small Hessians
+`S_n = d^2 loss_n / d z_n^2 / rows`: twice as many passes as the layer has outputs, and matrix products, instead of one
+Hessian product a weight.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _LEAST_INPUTS = 4
 
 
 @dataclass(frozen=True)
-class FirstLayer:
-    """A Linear layer on the data.
+class LinearLayer:
+    """A Linear layer that is called once.
 
     Attributes:
         name: of the module.
@@ -36,8 +37,8 @@ class FirstLayer:
     places: Tensor
 
 
-def find_first_layer(problem: Problem) -> FirstLayer | None:
-    """The widest Linear layer whose input no weight has a part in; None where there is none worth the trouble.
+def find_largest_linear(problem: Problem) -> LinearLayer | None:
+    """The Linear layer with most weights; None where there is none worth the trouble.
 
     Args:
         problem: gives the model.
@@ -52,7 +53,7 @@ def find_first_layer(problem: Problem) -> FirstLayer | None:
         # A subclass may compute something else from the same weights.
         if type(layer) is nn.Linear:
             hooks.append(layer.register_forward_hook(_watch(name, seen)))
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         module(problem.x[:1])
     for hook in hooks:
         hook.remove()
@@ -62,11 +63,11 @@ def find_first_layer(problem: Problem) -> FirstLayer | None:
         offsets[name] = position
         position += shape.numel()
     places = [_places(name, module.get_submodule(name), offsets) for name in found]
-    known = [FirstLayer(name, place) for name, place in zip(found, places, strict=True) if place is not None]
+    known = [LinearLayer(name, place) for name, place in zip(found, places, strict=True) if place is not None]
     return max(known, key=lambda layer: layer.places.numel(), default=None)
 
 
-def first_layer_block(problem: Problem, layer: FirstLayer) -> Tensor:
+def linear_block(problem: Problem, layer: LinearLayer) -> Tensor:
     """The layer's block of H, decay included.
 
     Args:
@@ -98,11 +99,11 @@ def first_layer_block(problem: Problem, layer: FirstLayer) -> Tensor:
 
 
 def _watch(name: str, seen: dict[str, int]) -> Any:
-    """A hook that notes layers whose input is a matrix of data."""
+    """A hook that notes layers whose input is a matrix, one line a row."""
 
     def note(_layer: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
         data = inputs[0] if inputs else None
-        if isinstance(data, Tensor) and data.dim() == 2 and not data.requires_grad:
+        if isinstance(data, Tensor) and data.dim() == 2:
             seen[name] = data.shape[1]
 
     return note
@@ -122,7 +123,7 @@ def _places(name: str, layer: nn.Module, offsets: dict[str, int]) -> Tensor | No
     return torch.cat([places, (offsets[f"{prefix}bias"] + torch.arange(bias.numel()))[:, None]], dim=1)
 
 
-def _small_hessians(problem: Problem, layer: FirstLayer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _small_hessians(problem: Problem, layer: LinearLayer, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """`d^2 loss_n / d z_n^2 / rows` (k, outputs, outputs), and the layer's inputs (k, inputs)."""
     module = problem.module().requires_grad_(False)
     outputs = layer.places.shape[0]
