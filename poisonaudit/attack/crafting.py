@@ -124,6 +124,7 @@ def craft(
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun = time.perf_counter()
+    problem = _alone(problem)
     task, trained = _task(
         problem,
         objective,
@@ -201,6 +202,13 @@ def craft(
         notes=(*_notes(task, final, history), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
+
+
+def _alone(problem: Problem) -> Problem:
+    """The problem without spaces and factors that earlier work left: they change the last bits of a repetition."""
+    fresh = problem.at(problem.weights)
+    fresh.cache = {key: value for key, value in problem.cache.items() if isinstance(key, tuple) and key[0] == "dense"}
+    return fresh
 
 
 def _refuse_bad(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:
