@@ -45,7 +45,7 @@ _FINALISTS = 4
 _ENOUGH = 1e-3
 # Kernel parts of sampled members, relative to the norm of the weights.
 _MEMBER_RADIUS = 0.1
-# First step of "pgd", as a share of the radius; later ones fall as a cosine.
+# First step of "pgd", as a share of the radius; later ones fall as a cosine. Few steps must be longer to get anywhere.
 _FIRST_LENGTH = 0.7
 _METHODS = ("auto", "corner", "pgd", *METHODS)
 _OUTER = ("retrain", "path")
@@ -160,7 +160,7 @@ def craft(
         # A share of the budget that grows with the steps keeps each move inside the reach of its linearisation; the
         # second half of the steps has the whole budget.
         share = min(1.0, 2 * step / (steps + 1)) if task.method == "corner" and not task.is_distance else 1.0
-        length = 0.5 * _FIRST_LENGTH * (1 + math.cos(math.pi * (step - 1) / steps))
+        length = 0.5 * _first_length(steps) * (1 + math.cos(math.pi * (step - 1) / steps))
         aim, used = propose(task, current, share, length)
         tried: list[Point] = []
         for halving in range(1 if walks else _HALVINGS + 1):
@@ -202,6 +202,10 @@ def craft(
         notes=(*_notes(task, final, history), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
+
+
+def _first_length(steps: int) -> float:
+    return max(_FIRST_LENGTH, min(1.0, 4 / (steps + 1)))
 
 
 def _alone(problem: Problem) -> Problem:
