@@ -83,7 +83,7 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
         eps: float = 16 / 255,
         percent_poison: float = 0.05,
         decay: float = 0.0,
-        steps: int = 6,
+        steps: int = 12,
         row_choice: Literal["adjoint", "random"] | Sequence[int] | NDArray[np.int64] = "adjoint",
         fit_first: bool = True,
         tolerance: float = 1e-8,
@@ -108,7 +108,7 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
                 says nothing).
             fit_first: fit a copy of the model on to a tight minimum of J before it is linearised. Without it the
                 weights are taken as they are, and the prediction is flagged where they are no minimum.
-            tolerance: relative gradient `|grad J| / (lambda_max |w|)` of the fit and of retraining on the way.
+            tolerance: relative gradient `|grad J| / (lambda_max |w|)` of the fit; retraining on the way has `craft`'s.
             dtype: "float64" or "float32", of all computations.
             seed: of random rows, fits and power iterations.
             verbose: show progress.
@@ -183,7 +183,6 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
                 self._budget(),
                 int(self.seed),
                 steps=int(self.steps),
-                tolerance=float(self.tolerance),
                 test=test,
                 progress=progress,
             )

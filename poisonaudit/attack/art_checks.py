@@ -56,7 +56,7 @@ def check_parameters(attack: Any) -> None:
     if not 0.0 < attack.tolerance < math.inf:
         raise refused(f"tolerance is {attack.tolerance}", "it must be finite and > 0", "Pass tolerance=1e-8.")
     if attack.steps < 1:
-        raise UsageError("PA367", f"steps is {attack.steps}; at least one linearisation is needed. Pass steps=6.")
+        raise UsageError("PA367", f"steps is {attack.steps}; at least one linearisation is needed. Pass steps=12.")
     norm = attack.norm
     if isinstance(norm, bool) or not isinstance(norm, int | float | str | np.number) or norm not in NORMS:
         raise UsageError("PA301", f"unknown norm {norm!r}. Known: np.inf, 'inf', 1, 2.")

@@ -29,7 +29,7 @@ def verified_cost(
     fresh: int | Sequence[int] = 3,
     need: int | None = None,
     precision: float | None = None,
-    steps: int = 6,
+    steps: int = 12,
     method: Literal["auto", "corner", "apg", "adam", "lbfgsb"] = "auto",
     max_products: int | None = None,
     crafting: Mapping[str, Any] | None = None,

@@ -146,7 +146,7 @@ def stealth_damage(
     seed: int = 0,
     detectors: Sequence[str] | None = None,
     damage: str | None = None,
-    steps: int = 6,
+    steps: int = 12,
     tolerance: float = 1e-10,
     test: TestRows | None = None,
     crafter: Crafter | None = None,
