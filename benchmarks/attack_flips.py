@@ -8,14 +8,16 @@ killed run goes on; several processes may share the work: `python -m benchmarks.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.drawn_flips import DrawnFlips, keep, stored
+from benchmarks.drawn_flips import DrawnFlips
+from benchmarks.journal import measured
 from benchmarks.timing import write
 from poisonaudit import craft
 from poisonaudit.attack import Budget, Poison
@@ -89,24 +91,26 @@ def rates(cases: list[dict[str, Any]], methods: tuple[str, ...], way: str) -> di
     }
 
 
-def work(part: int = 0, parts: int = 1) -> None:
-    """Do the cases of one part that are not stored yet."""
+def work(part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
+    """The cases of one part."""
     model = build_model("mlp:64-32-10?activation=tanh", input_shape=(64,), outputs=10)
-    setting = DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS})
-    done = {(each["radius"], each["index"], each["variant"]) for each in stored(NAME)}
-    for index in range(part, IMAGES, parts):
-        for radius, variant in itertools.product(RADII, VARIANTS):
-            if (radius, index, variant) not in done:
-                begun = time.perf_counter()
-                keep(NAME, part, case(setting, index, radius, variant))
-                seconds = time.perf_counter() - begun
-                print(f"image {index}, eps {radius}, {variant}: {seconds:.0f} s", file=sys.stderr)
+    setting = functools.cache(lambda: DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS}))
+    plan = {
+        f"image {index}, eps {radius}, {variant}": functools.partial(_case, setting, index, radius, variant)
+        for index in range(part, IMAGES, parts)
+        for radius, variant in itertools.product(RADII, VARIANTS)
+    }
+    settings = {"seed": SEED, "share": SHARE, "methods": {name: list(methods) for name, methods in VARIANTS.items()}}
+    return measured(NAME, plan, settings, f"{part}of{parts}" if parts > 1 else "")
+
+
+def _case(setting: Callable[[], DrawnFlips], index: int, radius: int, variant: str) -> dict[str, Any]:
+    return case(setting(), index, radius, variant)
 
 
 def run() -> None:
     """Finish the cases and store them with their summary."""
-    work()
-    cases = sorted(stored(NAME), key=lambda each: (each["variant"], each["radius"], each["index"]))
+    cases = work()
     write(NAME, {"seed": SEED, "images": IMAGES, "summary": summary(cases), "cases": cases})
 
 

@@ -7,9 +7,9 @@ clean training on the same seed, averaged over seeds: one number an image, teste
 
 from __future__ import annotations
 
+import functools
+import json
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.drawn_flips import DrawnFlips, keep, stored
+from benchmarks.drawn_flips import DrawnFlips
+from benchmarks.journal import measured
 from benchmarks.timing import write
 from poisonaudit import craft
 from poisonaudit.attack import Budget
@@ -51,8 +52,9 @@ def cnn() -> nn.Module:
 VICTIMS: dict[str, Callable[[], nn.Module]] = {"tanh": tanh, "relu": relu, "cnn": cnn}
 
 
-def case(setting: DrawnFlips, victim: str, index: int) -> dict[str, Any]:
+def case(victim: str, index: int) -> dict[str, Any]:
     """Every method on one image."""
+    setting = setting_of(victim)
     problem, goal = setting.victim, setting.goal(index, "drawn")
     # On kinks the gradient does not vanish: no training there gets below 1e-4.
     tolerance = 1e-6 if victim == "tanh" else 1e-4
@@ -70,7 +72,8 @@ def case(setting: DrawnFlips, victim: str, index: int) -> dict[str, Any]:
         }
         for name, poison in found.items()
     }
-    return {"victim": victim, **setting.facts(index, "drawn"), "methods": methods}
+    facts = setting.facts(index, "drawn")
+    return {"victim": victim, **facts, "methods": methods, "stationarity": setting.stationarity()}
 
 
 def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,28 +110,20 @@ def _paired(first: list[float], second: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(differences), **asdict(paired_test(differences))}
 
 
-def work() -> None:
-    """Do the cases that are not stored yet."""
-    torch.set_num_threads(1)
-    done = {(each["victim"], each["index"]) for each in stored(NAME)}
-    for victim, build in VICTIMS.items():
-        if all((victim, index) in done for index in range(IMAGES)):
-            continue
-        torch.manual_seed(0)
-        setting = DrawnFlips(build(), ROWS, DECAY, SEED, IMAGES, SEEDS, pictures=victim == "cnn")
-        for index in range(IMAGES):
-            if (victim, index) not in done:
-                begun = time.perf_counter()
-                keep(NAME, 0, {**case(setting, victim, index), "stationarity": setting.stationarity()})
-                print(f"{victim}, image {index}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+@functools.cache
+def setting_of(victim: str) -> DrawnFlips:
+    """A trained victim with its images."""
+    torch.manual_seed(0)
+    return DrawnFlips(VICTIMS[victim](), ROWS, DECAY, SEED, IMAGES, SEEDS, pictures=victim == "cnn")
 
 
 def run() -> None:
     """Finish the cases and store them with their summary."""
-    work()
-    cases = stored(NAME)
+    plan = {
+        f"{victim}, image {index}": functools.partial(case, victim, index)
+        for victim in VICTIMS
+        for index in range(IMAGES)
+    }
+    settings = {"seed": SEED, "images": IMAGES, "rows": ROWS, "decay": DECAY, "seeds": SEEDS, "methods": METHODS}
+    cases = measured(NAME, plan, json.loads(json.dumps(settings)))
     write(NAME, {"seed": SEED, "images": IMAGES, "summary": summary(cases), "cases": cases})
-
-
-if __name__ == "__main__":
-    work()

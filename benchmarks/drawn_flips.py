@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import RESULTS
 from poisonaudit import Problem, fit
 from poisonaudit.attack import FlipPrediction
 from poisonaudit.data import load_data
 from poisonaudit.training import relative_gradient
 from poisonaudit.verify import loose_trainer
 
-LOCAL = RESULTS / "local"
 # Of tight retraining: where the linearisation counts as valid. A saddle that a hundred products do not see passes.
 TIGHT = 1e-6
 
@@ -92,16 +87,3 @@ class DrawnFlips:
         """How near the victim and its tight clean retrainings are to stationary points."""
         retrained = [relative_gradient(self.victim.at(weights)) for weights in self.clean.get("tight", [])]
         return {"victim": self.relative_gradient, "tight_controls": retrained}
-
-
-def stored(name: str) -> list[dict[str, Any]]:
-    """Finished cases of an unfinished benchmark."""
-    paths: Sequence[Path] = sorted(LOCAL.glob(f"{name}-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-
-
-def keep(name: str, part: int, case: dict[str, Any]) -> None:
-    """Store one finished case at once."""
-    LOCAL.mkdir(parents=True, exist_ok=True)
-    with (LOCAL / f"{name}-{part}.jsonl").open("a") as file:
-        file.write(json.dumps(case) + "\n")

@@ -12,23 +12,26 @@ from benchmarks.timing import RESULTS
 
 
 def measured(
-    name: str, plan: Mapping[str, Callable[[], Mapping[str, Any]]], settings: Mapping[str, Any]
+    name: str, plan: Mapping[str, Callable[[], Mapping[str, Any]]], settings: Mapping[str, Any], part: str = ""
 ) -> list[dict[str, Any]]:
-    """Run what is not in results/local/NAME.jsonl yet, one line a piece, and return all.
+    """Run what is not in results/local/NAME*.jsonl yet, one line a piece, and return all.
 
     Args:
         name: of the benchmark.
         plan: key of a piece -> what measures it.
         settings: lines made with other settings are measured again.
+        part: of the plan, where several processes share it: each writes NAME-PART.jsonl, and reads all.
 
     Returns:
         One record a piece, in the plan's order, with `piece` and `seconds`.
     """
-    path = RESULTS / "local" / f"{name}.jsonl"
+    path = RESULTS / "local" / (f"{name}-{part}.jsonl" if part else f"{name}.jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps(settings, sort_keys=True)
     kept: dict[str, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    others = path.parent.glob(f"{name}-*.jsonl")
+    lines = [line for each in {path, *others} if each.exists() for line in each.read_text().splitlines()]
+    for line in lines:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
