@@ -8,12 +8,13 @@ from typing import Any
 from poisonaudit.attack import Budget, Poison
 from poisonaudit.attack.baselines import BASELINES, applicable, options_of, run_baseline
 from poisonaudit.attack.objectives import Objective
-from poisonaudit.cli.pipeline.crafting import alone, baseline_done, store_poison, stored_poison
+from poisonaudit.cli.pipeline.crafting import baseline_done, store_poison, stored_poison
 from poisonaudit.cli.pipeline.defences import detected
 from poisonaudit.cli.pipeline.exports import storable
 from poisonaudit.cli.pipeline.stages import Procedures, Stages, staged_retraining
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.errors import InputRefused, NumericalFailure
+from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup, unknown_name
 from poisonaudit.results import finite
 
@@ -97,7 +98,7 @@ def _crafted(name: str, config: AttackConfig, stages: Stages, objective: Objecti
     try:
         made = run_baseline(
             name,
-            alone(victim.problem),
+            _alone(victim.problem),
             objective,
             budget,
             poison.rows,
@@ -118,3 +119,10 @@ def _crafted(name: str, config: AttackConfig, stages: Stages, objective: Objecti
     made = storable(victim, made)
     store_poison(folder, victim, replace(made, weights=victim.problem.weights), config.name, name)
     return made
+
+
+def _alone(problem: Problem) -> Problem:
+    """The problem without what earlier work left in its cache: a resumed run has none, and has to repeat every bit."""
+    fresh = problem.at(problem.weights)
+    fresh.cache.clear()
+    return fresh

@@ -14,7 +14,6 @@ from poisonaudit.cli.pipeline.goals import make_budget, positions_of
 from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
 from poisonaudit.config.schema import AttackConfig, CraftConfig
-from poisonaudit.problem import Problem
 from poisonaudit.store import RunFolder
 
 POISON = "poison.safetensors"
@@ -41,7 +40,7 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
         report.note(f"crafting: {state.step} of {config.craft.steps} steps kept from before")
     report.stage("crafting")
     poison = craft(
-        alone(victim.problem),
+        victim.problem,
         objective,
         budget,
         config.seed,
@@ -59,13 +58,6 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
     for name in (_STATE_FACTS, _STATE):
         folder.file(name).unlink(missing_ok=True)
     return poison
-
-
-def alone(problem: Problem) -> Problem:
-    """The problem without what earlier work left in its cache: a resumed run has none, and has to repeat every bit."""
-    fresh = problem.at(problem.weights)
-    fresh.cache.clear()
-    return fresh
 
 
 def store_state(folder: RunFolder, state: CraftState) -> None:
