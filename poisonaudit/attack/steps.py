@@ -155,7 +155,8 @@ def propose(task: Task, current: Point, share: float, length: float) -> tuple[Te
         return allowed.best_linear(-slope[task.rows]), products
     if task.method == "pgd":
         slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate, task.damping)
-        move = allowed.relaxed().step_along(-slope[task.rows], length)
+        # Few entries are chosen by slope: those of a relaxed move are all of one size.
+        move = (allowed if allowed.norm == "l0" else allowed.relaxed()).step_along(-slope[task.rows], length)
         return allowed.relaxed().project(current.delta + move), products
     several = len(task.goals) > 1
     # Whole steps and few entries are relaxed here; the caller moves to the nearest admissible point.
