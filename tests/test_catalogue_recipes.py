@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -12,29 +14,69 @@ from poisonaudit.cli.main import cli
 from poisonaudit.config import catalogue
 from poisonaudit.config.catalogue import attack_recipes, configurations, find_any, find_recipe
 from poisonaudit.config.load import check_config
+from poisonaudit.config.objectives import KINDS
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.config.yaml_reader import read_yaml
 from poisonaudit.errors import UsageError
 
 RECIPES = sorted(attack_recipes())
-TOY = ["--limit", "60", "--set", "craft.steps=1", "--set", "retrain.fresh=0", "--set", "budget.share=null"]
-SIZES = {
+TOY = ["limit=60", "craft.steps=1", "retrain.fresh=0", "budget.share=null"]
+SMALL = ["budget.rows=3", "model=linear"]
+# What is set to make each recipe a matter of seconds.
+SIZES: dict[str, list[str]] = {
+    "flip-one-cifar10-picture": [
+        "model=resnet20?activation=silu&normalize=cifar10",
+        "data=cifar10:ROOT",
+        "limit=20",
+        "budget.rows=2",
+        "training.tolerance=0.5",
+        "retrain={fresh: 0, tolerance: 0.5}",
+        "craft.max_products=4",
+    ],
+    "flip-one-digit": [*SMALL, "baselines=[random_signs]"],
+    "flip-one-digit-several-victims": ["budget.rows=3", "model=mlp:64-4-10?activation=tanh", "baselines=[]"],
+    "flip-one-tumour": SMALL,
+    "flip-one-tumour-immutable-columns": SMALL,
+    "flip-one-wine": SMALL,
+    "flip-over-solution-set": ["limit=20", "budget.rows=3", "craft.members=2"],
+    "flip-several-digits": [*SMALL, "detectors=[loss_filter]"],
+    "harden-by-decay": [
+        "budget.rows=6",
+        "decay=1e-2",
+        "retrain.fresh=1",
+        "search={over: radius, low: 0.02, high: 0.8, precision: 0.5}",
+        "hardening.decays=[1e-1]",
+    ],
+    "hurt-one-class": ["budget.rows=3"],
+    "match-predictions-label-flips": ["budget.rows=3", "objective.source.label_flips.count=2"],
+    "membership-label-flips": [*SMALL, "objective.source.label_flips.count=2", "craft.max_products=100"],
+    "raise-validation-loss": ["budget.rows=3", "baselines=[random_signs]"],
+    "target-region-flattest-direction": ["budget.rows=3"],
     "target-weights-label-flips": [
-        "--set",
         "budget.rows=3",
-        "--set",
         "objective.source.label_flips.count=2",
-        "--set",
         "training.tolerance=1e-8",
     ],
-    "flip-one-digit": ["--set", "budget.rows=3", "--set", "model=linear"],
-    "flip-one-tumour": ["--set", "budget.rows=3", "--set", "model=linear"],
 }
 
 
+def write_pictures(root: Path) -> None:
+    """CIFAR-10's true form with classes that a net can tell apart: grey levels by class, and a little noise."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"):
+        labels = list(range(10))
+        levels = 25 * np.arange(10)[:, None] + random.integers(0, 10, (10, 3072))
+        batch = {b"labels": labels, b"data": levels.astype(np.uint8)}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+
+
 def test_catalogue_is_found_and_complete() -> None:
-    assert {"target-weights-label-flips", "flip-one-digit", "flip-one-tumour"} <= set(RECIPES)
+    assert len(RECIPES) >= 15
     assert set(RECIPES) == set(SIZES)
+    known = {check_config(AttackConfig, read_yaml(find_recipe(name)), name).objective.kind for name in RECIPES}
+    assert known == set(KINDS)
     assert {"audit-digits", "compare-digits", "train-digits"} <= set(configurations())
 
 
@@ -45,7 +87,7 @@ def test_recipes_are_well_formed_and_documented(name: str) -> None:
     assert config.name == name
     assert config.description
     readme = (path.parent / "README.md").read_text()
-    for heading in ("Threat model", "Formula", "Source", "Expected numbers"):
+    for heading in ("Threat model", "Formula", "Source", "Expected numbers", "What it shows"):
         assert f"## {heading}" in readme, heading
 
 
@@ -59,7 +101,11 @@ def test_validate_accepts_everything_in_the_catalogue(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_runs_at_toy_size(name: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = CliRunner().invoke(cli, ["attack", name, *TOY, *SIZES[name], "--out", str(out)])
+    if name == "flip-one-cifar10-picture":
+        write_pictures(tmp_path / "pictures")
+    changes = [each.replace("ROOT", str(tmp_path / "pictures")) for each in (*TOY, *SIZES[name])]
+    words = [word for change in changes for word in ("--set", change)]
+    result = CliRunner().invoke(cli, ["attack", name, *words, "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert {"attack.json", "manifest.json", "poison.safetensors", "poisoned.npz", "report.html"} <= {
         path.name for path in out.iterdir()
