@@ -20,40 +20,41 @@ from poisonaudit.config.yaml_reader import read_yaml
 from poisonaudit.errors import UsageError
 
 RECIPES = sorted(attack_recipes())
-TOY = ["limit=60", "craft.steps=1", "retrain.fresh=0", "budget.share=null"]
+TOY = ["limit=60", "craft.steps=1", "retrain.fresh=0", "budget.share=null", "inspection=false"]
 SMALL = ["budget.rows=3", "model=linear"]
+NET = ["budget.rows=3", "model=mlp:64-3-10?activation=tanh"]
 # What is set to make each recipe a matter of seconds.
 SIZES: dict[str, list[str]] = {
     "flip-one-cifar10-picture": [
-        "model=resnet20?activation=silu&normalize=cifar10",
+        "model=linear",
         "data=cifar10:ROOT",
         "limit=20",
+        "decay=0.1",
         "budget.rows=2",
-        "training.tolerance=0.5",
-        "retrain={fresh: 0, tolerance: 0.5}",
-        "craft.max_products=4",
     ],
-    "flip-one-digit": [*SMALL, "baselines=[random_signs]"],
-    "flip-one-digit-several-victims": ["budget.rows=3", "model=mlp:64-4-10?activation=tanh", "baselines=[]"],
+    "flip-one-digit": [*NET, "baselines=[random_signs]"],
+    "flip-one-digit-several-victims": [*NET, "baselines=[]"],
     "flip-one-tumour": SMALL,
     "flip-one-tumour-immutable-columns": SMALL,
     "flip-one-wine": SMALL,
     "flip-over-solution-set": ["limit=20", "budget.rows=3", "craft.members=2"],
-    "flip-several-digits": [*SMALL, "detectors=[loss_filter]"],
+    "flip-several-digits": [*NET, "detectors=[loss_filter]"],
     "harden-by-decay": [
+        "data=wine",
         "budget.rows=6",
-        "decay=1e-2",
-        "retrain.fresh=1",
-        "search={over: radius, low: 0.02, high: 0.8, precision: 0.5}",
-        "hardening.decays=[1e-1]",
+        "retrain={fresh: 1, loose: 0}",
+        "search={over: radius, low: 0.05, high: 0.8, precision: 0.5}",
+        "hardening.decays=[1e-2]",
+        "detectors=false",
+        "inspection=false",
     ],
-    "hurt-one-class": ["budget.rows=3"],
-    "match-predictions-label-flips": ["budget.rows=3", "objective.source.label_flips.count=2"],
-    "membership-label-flips": [*SMALL, "objective.source.label_flips.count=2", "craft.max_products=100"],
-    "raise-validation-loss": ["budget.rows=3", "baselines=[random_signs]"],
-    "target-region-flattest-direction": ["budget.rows=3"],
+    "hurt-one-class": NET,
+    "match-predictions-label-flips": [*NET, "objective.source.label_flips.count=2"],
+    "membership-label-flips": [*NET, "objective.source.label_flips.count=2", "craft.max_products=100"],
+    "raise-validation-loss": [*NET, "baselines=[random_signs]"],
+    "target-region-flattest-direction": NET,
     "target-weights-label-flips": [
-        "budget.rows=3",
+        *NET,
         "objective.source.label_flips.count=2",
         "training.tolerance=1e-8",
     ],
