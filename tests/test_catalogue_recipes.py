@@ -41,6 +41,7 @@ SIZES: dict[str, list[str]] = {
     "flip-several-digits": [*NET, "detectors=[loss_filter]"],
     "harden-by-decay": [
         "data=wine",
+        "objective.test_row=lowest_margin",
         "budget.rows=6",
         "retrain={fresh: 1, loose: 0}",
         "search={over: radius, low: 0.05, high: 0.8, precision: 0.5}",
