@@ -114,6 +114,15 @@ def test_every_recipe_runs_at_toy_size(name: str, tmp_path: Path) -> None:
     }
 
 
+def test_the_cifar_recipe_plans_for_its_own_resnet(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    words = ["--set", f"data=cifar10:{tmp_path}", "--set", "limit=20", "--set", "budget.share=0.1", "--dry-run"]
+    result = CliRunner().invoke(cli, ["attack", "flip-one-cifar10-picture", *words])
+    assert result.exit_code == 0, result.output
+    assert "train resnet56?activation=silu&normalize=cifar10" in result.stdout
+    assert "p = 853,018 weights, n = 20 rows" in result.output
+
+
 def test_catalogue_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site-packages" / "poisonaudit"
     recipe = package / "catalogue" / "attacks" / "mine" / "recipe.yaml"
