@@ -112,6 +112,9 @@ def test_every_recipe_runs_at_toy_size(name: str, tmp_path: Path) -> None:
     assert {"attack.json", "manifest.json", "poison.safetensors", "poisoned.npz", "report.html"} <= {
         path.name for path in out.iterdir()
     }
+    report = (out / "report.html").read_text()
+    assert "row_class: not stated" not in report
+    assert ("immutable: radius error" in report) == (name == "flip-one-tumour-immutable-columns")
 
 
 def test_the_cifar_recipe_plans_for_its_own_resnet(tmp_path: Path) -> None:
