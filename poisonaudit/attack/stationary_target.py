@@ -207,8 +207,8 @@ def _notes(facts: Mapping[str, Any]) -> tuple[str, ...]:
     bound = facts["first_order_lower_bound"]
     if bound is not None and bound > _ENOUGH:
         notes.append(
-            f"no poison in this budget on these rows makes the target stationary to first order: at least {bound:.3g} "
-            "of the residual is left"
+            "to first order at the clean weights no poison in this budget on these rows makes the target stationary: "
+            f"at least {bound:.3g} of H v is left; the true residual came down to {facts['residual_ratio']:.3g}"
         )
     if facts["lowest_curvature"] < 0:
         notes.append("with the poison the target is a saddle: the Hessian there has a negative eigenvalue")

@@ -52,5 +52,6 @@ def budget_row(found: Finding) -> dict[str, Any]:
         "unit": str(budget.get("unit") or ""),
         "box": ", ".join(text for _, text in flat(budget.get("box"))) or "not stated",
         "choice": ", ".join(text for _, text in flat(budget.get("choice"))) or "not stated",
-        "others": [pair for pair in flat({k: v for k, v in budget.items() if k not in known})][:6],
+        # What a budget does not restrict is left out, or it would crowd out what it does.
+        "others": flat({k: v for k, v in budget.items() if k not in known and v not in (None, [], {})})[:6],
     }
