@@ -106,7 +106,8 @@ def polish(
         if figure <= tolerance:
             # A hundred products find most saddles at a tenth of the price of the dense matrix.
             quick = at.size <= DENSE_LIMIT and (leave_saddles or not dense_test)
-            downhill = _beside_saddle(at)[0] if quick else None
+            downhill, seen = _beside_saddle(at) if quick else (None, 0)
+            gradients += 2 * seen
             if downhill is None and (dense_test or not quick):
                 downhill = _negative_curvature(at)
             if downhill is not None:
@@ -163,13 +164,14 @@ def _newton_step(at: Problem, figure: float, damping: float) -> tuple[Tensor, in
     if not interpolating:
         step = solve_definite(at, -kept.gradient, accuracy)
         if step is not None:
-            return step, kept.products - before + at.size
+            return step, kept.products - before
     if free:
-        return _damped_step(at, damping, gauss_newton=interpolating), at.size
+        step = _damped_step(at, damping, gauss_newton=interpolating)
+        return step, max(kept.products - before, at.size if interpolating else 0)
     spectrum = DenseSpectrum(dense_hessian_of(at), default_tolerance(at.dtype))
     kept_vectors = spectrum.vectors[:, spectrum.in_range]
     magnitudes = spectrum.eigenvalues[spectrum.in_range].abs()
-    return -kept_vectors @ ((kept_vectors.T @ kept.gradient) / magnitudes), at.size
+    return -kept_vectors @ ((kept_vectors.T @ kept.gradient) / magnitudes), kept.products - before
 
 
 def _fewer_equations_than_weights(at: Problem) -> bool:

@@ -73,6 +73,15 @@ class Quantity:
         got, expected = self.effect(value), self.effect(predicted)
         return None if got is None or not expected or not math.isfinite(expected) else got / expected
 
+    def effect_ratio(self, outcome: Mapping[str, Any], predicted: Mapping[str, Any]) -> float | None:
+        """Retrained over predicted effect, by the paired change where both have it: a margin is no effect."""
+        key = self.paired
+        if not key or not all(isinstance(each.get(key), int | float) for each in (outcome, predicted)):
+            key = self.key
+            return self.ratio(outcome.get(key), predicted.get(key)) if key != "margin" else None
+        expected = predicted[key] - unmoved(key)
+        return (outcome[key] - unmoved(key)) / expected if expected and math.isfinite(expected) else None
+
 
 _MOVEMENT = "Movement: share of the way to the target weights (0 is no effect, 1 is all the way)."
 

@@ -37,6 +37,18 @@ class Hidden(nn.Module):
         return nn.functional.linear(x, self.inner.weight, self.inner.bias).tanh()
 
 
+class Tokens(nn.Module):
+    """Its first layer sees three lines a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lines = x.repeat(1, 2).reshape(-1, 4)
+        return self.out(self.inner(lines).tanh().reshape(len(x), 3, 9).mean(1))
+
+
 class Doubled(nn.Linear):
     """A subclass that computes something else."""
 
@@ -52,6 +64,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)),
     "two heads": lambda: Beside(),
     "hidden": lambda: Hidden(),
+    "tokens": lambda: Tokens(),
     "subclass": lambda: Doubled(6, 3),
     "after a convolution": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
@@ -80,7 +93,7 @@ def test_the_matrix_is_that_of_products_and_of_autograd(name: str, loss: str) ->
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("linear", ""), ("tanh", "0"), ("two heads", "wide"), ("hidden", None), ("subclass", None),
+    [("linear", ""), ("tanh", "0"), ("two heads", "wide"), ("hidden", None), ("tokens", "out"), ("subclass", None),
      ("after a convolution", "4"), ("deep gelu", "0")],
 )  # fmt: skip
 def test_the_largest_layer_is_found(name: str, found: str | None) -> None:

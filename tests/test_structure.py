@@ -49,7 +49,8 @@ ALLOWED: dict[str, set[str]] = {
         "weight_noise",
     },
     "attack": COMMON | {"art_estimator", "operators", "solvers", "training", "validity", "sensitivity"},
-    "verify": COMMON | {"layers", "training", "warm_up", "sensitivity", "attack", "code_files", "quantities"},
+    "verify": COMMON
+    | {"layers", "training", "validity", "warm_up", "sensitivity", "attack", "code_files", "quantities"},
     "gates": {"errors", "registry", "results", "quantities", "audit"},
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},

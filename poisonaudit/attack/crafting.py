@@ -120,7 +120,13 @@ def craft(
     _refuse_bad(steps, members, damping, method, outer, aggregate)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
-        inner: Any = "apg" if method in ("auto", "corner", "pgd") else method
+        if solutions != 1 or members or outer != "retrain" or method in ("corner", "pgd"):
+            raise UsageError(
+                "PA367",
+                "membership is crafted at the target weights alone: solutions, members, outer and the methods corner "
+                "and pgd do not apply to it. Leave them out.",
+            )
+        inner: Any = "apg" if method == "auto" else method
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun = time.perf_counter()

@@ -16,7 +16,7 @@ class CraftState:
     Attributes:
         step: last step that was finished.
         rows: positions (k,).
-        deltas: perturbations (m, k, ...) of the points that were improvements, the clean one first.
+        deltas: perturbations (m, k, ...) of the points that were kept, the clean one first; they are only appended to.
         weights: weights (m, K, p) of the K solutions reached with each.
         values: the goal at each.
         history: as in `Poison`.

@@ -18,10 +18,12 @@ from poisonaudit.attack.outcome import TestRows
 from poisonaudit.attack.poison import Poison, embed
 from poisonaudit.attack.prediction import predict
 from poisonaudit.attack.rows import choose_rows
+from poisonaudit.errors import UsageError
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity import solver_for
-from poisonaudit.training import Progress, fit
+from poisonaudit.training import Progress, fit, relative_gradient
+from poisonaudit.validity import STATIONARITY_LIMIT
 
 # Of the first residual; a step that gains less is the last one.
 _ENOUGH = 1e-3
@@ -91,8 +93,9 @@ def craft_membership(
     """Minimise `1/2 |R(x + mu, w_t)|^2` over the budget by Gauss-Newton steps, each convex and without an inverse.
 
     `predicted["membership"]` says how near w_t came to being a solution and what that is worth: `residual_ratio`
-    (`|R(x + mu, w_t)| / |R(x, w_t)|`), `first_order_lower_bound` (no poison in the budget brings `|H v + B mu| / |H v|`
-    below it on these rows: a value above 0 certifies that none makes w_t stationary to first order),
+    (`|R(x + mu, w_t)| / |R(x, w_t)|`), `first_order_lower_bound` (no poison in the budget brings `|R + H v + B mu|`,
+    relative to its value at mu = 0, below it on these rows, R, H and B at the clean weights: a value above 0 certifies
+    that none makes w_t stationary to first order),
     `lowest_curvature` (smallest over largest eigenvalue of H at w_t with the poison; negative at a saddle), and `drift`
     (where training *started at w_t* ends, as a share of `|w_t - wbar|`).
 
@@ -109,11 +112,20 @@ def craft_membership(
         progress: called with a message and a fraction.
 
     Returns:
-        The poison; its prediction of what training does is that of any other poison.
+        The poison; its prediction of what training does is that of any other poison. Its weights are where training
+        from the clean weights ends.
+
+    Raises:
+        UsageError: PA364, the target is the model itself or solves the clean problem already.
     """
     begun = time.perf_counter()
     goal = objective.bind(problem)
     target = problem.at(goal.target)
+    if relative_gradient(target) < STATIONARITY_LIMIT:
+        raise UsageError(
+            "PA364",
+            "the target weights solve the clean problem already, without any poison. Pass others to be reached.",
+        )
     slope = target.gradient()
     rows = choose_rows(problem, goal, budget, seed, slope=lambda: linearise(target).mixed_adjoint(slope))
     allowed = budget.around(problem.x[rows])
@@ -149,6 +161,7 @@ def craft_membership(
     )
     predicted, more = predict(problem, embed(problem, rows, delta), objective, test)
     products += used + more
+    warm = fit(problem.with_data(problem.x + embed(problem, rows, delta)), tolerance, seed, dense_test=False)
     if progress is not None:
         progress(f"done, residual ratio {facts['residual_ratio']:.3g}", 1.0)
     return Poison(
@@ -158,11 +171,11 @@ def craft_membership(
         history=tuple(history),
         budget=budget,
         objective=objective,
-        weights=problem.weights,
+        weights=warm.problem.weights,
         products=products,
         seconds=time.perf_counter() - begun,
         notes=(WARNING, *_notes(facts)),
-        gradients=gradients + 2 * products,
+        gradients=gradients + warm.gradients + 2 * products,
     )
 
 

@@ -155,9 +155,7 @@ def propose(task: Task, current: Point, share: float, length: float) -> tuple[Te
         return allowed.best_linear(-slope[task.rows]), products
     if task.method == "pgd":
         slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate, task.damping)
-        # Few entries are chosen by slope: those of a relaxed move are all of one size.
-        move = (allowed if allowed.norm == "l0" else allowed.relaxed()).step_along(-slope[task.rows], length)
-        return allowed.relaxed().project(current.delta + move), products
+        return _projected_step(allowed, current.delta, -slope[task.rows], length), products
     several = len(task.goals) > 1
     # Whole steps and few entries are relaxed here; the caller moves to the nearest admissible point.
     found = minimise_estimate(
@@ -170,6 +168,24 @@ def propose(task: Task, current: Point, share: float, length: float) -> tuple[Te
         seed=task.seed,
     )
     return found.mu, found.products
+
+
+def _projected_step(allowed: PerturbationSet, delta: Tensor, direction: Tensor, length: float) -> Tensor:
+    """One step of "pgd" from `delta`; `length` as a share of the radius."""
+    if allowed.norm == "l1":
+        # The steepest move is a single entry, which soon stands at its limit: walk toward the best point of the whole
+        # set instead, which has as many entries as the set allows (Frank and Wolfe, 1956).
+        return delta + length * (allowed.best_linear(direction) - delta)
+    relaxed = allowed.relaxed()
+    low, high = relaxed.limits()
+    # What stands at its limit already takes no share of the step.
+    stuck = ((direction > 0) & (delta >= high)) | ((direction < 0) & (delta <= low))
+    # Few entries are chosen by slope; the caller keeps those that went furthest.
+    moving = allowed if allowed.norm == "l0" else relaxed
+    step = moving.step_along(direction.masked_fill(stuck, 0.0), length)
+    return (
+        torch.minimum(torch.maximum(delta + step, low), high) if allowed.norm == "l0" else relaxed.project(delta + step)
+    )
 
 
 def advance(task: Task, current: Point, delta: Tensor) -> Trial:

@@ -47,14 +47,16 @@ def find_largest_linear(problem: Problem) -> LinearLayer | None:
         The layer.
     """
     module = problem.module()
+    # With two rows a layer that sees several lines a row (tokens, patches) shows itself.
+    probe = problem.x[:2]
     seen: dict[str, int] = {}
     hooks = []
     for name, layer in module.named_modules():
         # A subclass may compute something else from the same weights.
         if type(layer) is nn.Linear:
-            hooks.append(layer.register_forward_hook(_watch(name, seen)))
+            hooks.append(layer.register_forward_hook(_watch(name, len(probe), seen)))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        module(problem.x[:1])
+        module(probe)
     for hook in hooks:
         hook.remove()
     found = [name for name, inputs in seen.items() if inputs >= _LEAST_INPUTS]
@@ -98,12 +100,12 @@ def linear_block(problem: Problem, layer: LinearLayer) -> Tensor:
     return flat
 
 
-def _watch(name: str, seen: dict[str, int]) -> Any:
+def _watch(name: str, rows: int, seen: dict[str, int]) -> Any:
     """A hook that notes layers whose input is a matrix, one line a row."""
 
     def note(_layer: nn.Module, inputs: tuple[Any, ...], _output: Any) -> None:
         data = inputs[0] if inputs else None
-        if isinstance(data, Tensor) and data.dim() == 2:
+        if isinstance(data, Tensor) and data.dim() == 2 and len(data) == rows:
             seen[name] = data.shape[1]
 
     return note

@@ -115,7 +115,7 @@ def finding(attack: AttackResult, label: str | None = None, model: str | None = 
     reasons = [str(reason) for reason in items_of(outcome.get("reasons"))]
     stated = predicted is not None or (quantity.confirmed_by == "side" and predicted_reached is not None)
     valid = stated and outcome.get("valid") is not False
-    groups = groups_of(attack, quantity, Prediction(predicted, predicted_reached, valid))
+    groups = groups_of(attack, quantity, Prediction(predicted, predicted_reached, valid, outcome))
     trials = tight_trials(groups)
     standing = judge(valid, trials)
     sentence = explain(standing, quantity, predicted, outcome, reasons, trials)

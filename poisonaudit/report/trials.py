@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from poisonaudit.quantities import Quantity, flat_outcome
@@ -28,11 +28,13 @@ class Prediction:
         value: the primary number, None if not stored.
         reached: whether the goal was predicted to be reached.
         valid: whether the prediction passed its validity test.
+        outcome: everything predicted.
     """
 
     value: float | None
     reached: bool | None
     valid: bool
+    outcome: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def _trial(
         control_reached=control_reached,
         converged=converged,
         reached=got,
-        ratio=quantity.ratio(value, predicted),
+        ratio=quantity.effect_ratio(outcome, prediction.outcome),
         confirms=confirms,
         outcome=outcome,
     )

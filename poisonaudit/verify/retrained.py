@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from poisonaudit.quantities import PAIRED
+from poisonaudit.quantities import PAIRED, unmoved
 from poisonaudit.verify.summary import not_predicted, summarise
 
 # How a run was trained: by `fit` to its tolerance, by minibatches without polishing, by the user's own procedure.
@@ -145,14 +145,14 @@ class Retrained:
 
         Returns:
             Dicts with `quantity`, `start` ("warm" or "fresh"), `kind`, `seed`, `predicted`, `retrained`, `ratio`
-            (retrained / predicted, None at 0), `converged`.
+            (retrained / predicted effect, counted from an unmoved model; None where none is predicted), `converged`.
         """
         found = []
         for key in PAIRED:
             for run in (self.warm, *self.fresh):
                 if key not in run.outcome:
                     continue
-                predicted, reached = self.predicted.get(key), run.outcome[key]
+                predicted, reached, still = self.predicted.get(key), run.outcome[key], unmoved(key)
                 found.append(
                     {
                         "quantity": key,
@@ -161,7 +161,9 @@ class Retrained:
                         "seed": run.seed,
                         "predicted": predicted,
                         "retrained": reached,
-                        "ratio": reached / predicted if predicted and reached is not None else None,
+                        "ratio": None
+                        if predicted in (None, still) or reached is None
+                        else (reached - still) / (predicted - still),
                         "converged": run.converged,
                     }
                 )

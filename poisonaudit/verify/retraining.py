@@ -14,6 +14,7 @@ from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress, fit, initialise, relative_gradient
+from poisonaudit.validity import STATIONARITY_LIMIT
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
 from poisonaudit.verify.trainers import MinibatchTrainer, Trainer, loose_trainer
 from poisonaudit.verify.user_trainer import FileTrainer, trained_weights
@@ -97,10 +98,12 @@ def retrain(
         loose training from new seeds are left out, with a note.
 
     Raises:
-        UsageError: PA371, bad seeds; PA372, a control from other seeds.
+        UsageError: PA371, bad seeds; PA372, a control from other seeds or of another problem.
         InputRefused: PA124, PA125, a trainer's weights do not fit.
     """
     seeds = _seeds(fresh, seed)
+    if trainer is not None and not seeds:
+        raise UsageError("PA371", "a trainer is given, but no fresh seed to train from. Pass fresh=5.")
     procedures: dict[Kind, Trainer] = {} if trainer is None else {"trainer": trainer}
     if loose is not False:
         procedures["loose"] = loose_trainer() if loose is True else loose
@@ -108,7 +111,7 @@ def retrain(
     if tight:
         plan["tight"] = seeds
     plan, notes = drawable(problem, plan)
-    kept = {} if control is None else _kept(control, plan)
+    kept = {} if control is None else _kept(problem, control, plan)
     poisoned = problem.with_data(problem.x + poison.perturbation(problem))
     total, done = 2 + 2 * sum(map(len, plan.values())), 0
 
@@ -227,8 +230,12 @@ def _seeds(fresh: int | Sequence[int], seed: int) -> list[int]:
     return seeds
 
 
-def _kept(control: Control, plan: Mapping[Kind, Sequence[int]]) -> dict[Training, Retraining]:
+def _kept(problem: Problem, control: Control, plan: Mapping[Kind, Sequence[int]]) -> dict[Training, Retraining]:
     """The runs of an earlier control that serve here."""
+    if control.warm.converged and not relative_gradient(problem.at(control.warm.weights)) <= STATIONARITY_LIMIT:
+        raise UsageError(
+            "PA372", "the control was trained on another problem: its weights are no minimum here. Leave control out."
+        )
     kept = {Training("tight", None, False): control.warm}
     for kind, seeds in plan.items():
         runs = control.runs(kind)

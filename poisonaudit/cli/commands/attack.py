@@ -52,7 +52,7 @@ def command(
         if dry_run:
             from poisonaudit.cli.pipeline.attack import rehearse
 
-            rehearse(config, trust_code=trust_code, report=report)
+            rehearse(config, None if resume else out, trust_code=trust_code, report=report)
             _print_plan(config, as_json)
             return
         from poisonaudit.cli.pipeline.attack import run_attack

@@ -26,6 +26,7 @@ from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of, unit_o
 from poisonaudit.config.load import plain
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import refuse_folder_export
+from poisonaudit.errors import UsageError
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
 from poisonaudit.training import with_statistics
@@ -138,8 +139,9 @@ def run_attack(
         return Attacked(folder.path, result)
 
 
-def rehearse(config: AttackConfig, *, trust_code: bool, report: Reporter) -> None:
-    """Check all that can be checked without training: names, data, model, rows, classes, rules."""
+def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> None:
+    """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder."""
+    refuse_taken(out, resume=False)
     parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
     own_trainer(config, trust_code)
@@ -154,6 +156,10 @@ def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
 def check_fit(config: AttackConfig, victim: Victim) -> None:
     """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later."""
     make_budget(config.budget, victim).count(victim.problem.rows)
+    if config.craft.method == "lbfgsb" and config.budget.norm != "linf":
+        raise UsageError(
+            "PA378", f"craft.method lbfgsb needs budget.norm linf, got {config.budget.norm}. Use auto, apg or adam."
+        )
     if "folder" in config.export:
         refuse_folder_export(victim.data)
     check_objective(config.objective, victim, config.seed)

@@ -13,7 +13,7 @@ from poisonaudit.cli.pipeline.defences import detected
 from poisonaudit.cli.pipeline.exports import storable
 from poisonaudit.cli.pipeline.stages import Procedures, Stages, staged_retraining
 from poisonaudit.config.schema import AttackConfig
-from poisonaudit.errors import InputRefused, NumericalFailure
+from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup, unknown_name
 from poisonaudit.results import finite
@@ -28,7 +28,7 @@ def check_baselines(config: AttackConfig) -> None:
         config: the recipe.
 
     Raises:
-        UsageError: PA301, there is no such baseline or option.
+        UsageError: PA301, there is no such baseline or option; PA304, an option is no number where one is needed.
     """
     for name, options in config.baselines.items():
         if name == ALL:
@@ -39,6 +39,12 @@ def check_baselines(config: AttackConfig) -> None:
         for option in options:
             if option not in known:
                 raise unknown_name(option, known, f"option of {name}")
+            usual = known[option]
+            number = isinstance(usual, int | float) and not isinstance(usual, bool)
+            if number and not (isinstance(options[option], int | float) and not isinstance(options[option], bool)):
+                raise UsageError(
+                    "PA304", f"{name}: {option} is {options[option]!r}; a number is needed, {usual} is usual."
+                )
 
 
 def baseline_names(config: AttackConfig) -> list[str]:
@@ -111,7 +117,7 @@ def _crafted(name: str, config: AttackConfig, stages: Stages, objective: Objecti
         if refused.code != "PA281":
             raise
         return refused.message.partition("not applicable: ")[2] or refused.message
-    except NumericalFailure as failed:
+    except (NumericalFailure, UsageError) as failed:
         # A rival that fails is no failure of the attack.
         return f"it failed: {failed.message}"
     for note in made.notes:
