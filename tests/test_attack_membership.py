@@ -133,3 +133,24 @@ def test_bad_targets_are_refused_in_a_line(net: Problem) -> None:
     free = Problem(net.module(), "cross_entropy", net.x[:2], net.y[:2], 0.0)
     with pytest.raises(NumericalFailure, match="training on 2 other rows"):
         weights_from_fine_tuning(free, net.x[:2], net.y[:2], accepted=1e-30, tolerance=1e-30)
+
+
+def test_a_target_that_is_a_solution_already_is_refused_and_options_that_do_not_apply(net: Problem) -> None:
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.tensor([[1.0, 2.0, 0.0], [0.5, -1.0, 0.0]], dtype=torch.float64)
+    free = Problem(model, "half_squared", x, torch.zeros(2, 1, dtype=torch.float64), 0.0)
+    free = free.at(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
+    target = Membership(torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64))
+    with pytest.raises(UsageError, match="solve the clean problem already"):
+        craft(free, target, Budget(radius=0.1, rows=1, choice="random"))
+    away = Membership(weights_along(net, "random", 0.1))
+    for given in ({"solutions": 2}, {"members": 1}, {"outer": "path"}, {"method": "corner"}):
+        with pytest.raises(UsageError, match="do not apply"):
+            craft(net, away, Budget(radius=0.1, rows=1), **given)
+
+
+def test_weights_are_those_of_warm_retraining(net: Problem) -> None:
+    poison = craft(net, Membership(weights_along(net, "random", 0.2)), Budget(radius=0.1, rows=5), steps=2)
+    reached = fit(poison.poisoned(net), 1e-8).problem.weights
+    torch.testing.assert_close(poison.weights, reached, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(poison.weights, net.weights)

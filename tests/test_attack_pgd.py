@@ -118,3 +118,13 @@ def test_damping_below_zero_is_refused(net: Problem) -> None:
         with pytest.raises(UsageError, match="damping is") as error:
             craft(net, flip(net), Budget(radius=0.1, rows=1), damping=damping)
         assert error.value.code == "PA367"
+
+
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_all_entries_that_the_budget_allows_are_used(norm: str, net: Problem) -> None:
+    radius, entries = (4.0, None) if norm == "l1" else (0.3, 12)
+    budget = Budget(radius=radius, rows=4, norm=norm, entries=entries, box=(0.0, 1.0))
+    poison = craft(net, flip(net), budget, steps=6)
+    moved = (poison.delta.abs() > 1e-9).sum(1)
+    assert int(moved.min()) >= (12 if norm == "l0" else 5)
+    assert budget.around(net.x[poison.rows]).used(poison.delta) > 0.85

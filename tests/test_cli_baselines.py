@@ -220,3 +220,31 @@ def test_every_detector_runs_by_default(tmp_path: Path) -> None:
     found = body_of(tmp_path / "run")["detectors"]
     assert found.keys() == DETECTORS.keys()
     assert all("filtered" not in each and each["auroc_unpoisoned"] is not None for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "fact"),
+    [
+        ({"baselines": {"gradient_matching": {"steps": "abc"}}}, "PA304", "steps is 'abc'; a number is needed"),
+        ({"craft": {"method": "lbfgsb"}, "budget": {"rows": 6, "radius": 0.5, "norm": "l2"}}, "PA378", "norm linf"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_training(
+    changes: dict[str, Any], code: str, fact: str, tmp_path: Path
+) -> None:
+    for words in (["--dry-run"], ["--out", tmp_path / "run"]):
+        result = call("attack", recipe(tmp_path, **changes), *words, code=2)
+        assert code in result.stderr and fact in result.stderr
+    assert not (tmp_path / "run" / "weights-clean.safetensors").exists()
+
+
+def test_a_rehearsal_refuses_a_taken_folder(attacked: tuple[Path, Result], tmp_path: Path) -> None:
+    call("attack", recipe(tmp_path), "--dry-run", "--out", attacked[0], code=2)
+
+
+def test_a_baseline_that_fails_leaves_the_attack_standing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = {"baselines": {"random_signs": {"steps": -5}}, "detectors": False, "inspection": False}
+    call("attack", recipe(tmp_path, **changes), "--out", out)
+    entry = body_of(out)["baselines"]["random_signs"]
+    assert entry["applicable"] is False and "steps is -5" in entry["reason"]

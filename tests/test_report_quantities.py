@@ -122,4 +122,16 @@ def test_summaries_leave_out_ratios_that_are_not_defined() -> None:
     assert set(paired) == {"region_distance_ratio"}
     assert paired["region_distance_ratio"]["mean"] == 0.5 and paired["region_distance_ratio"]["predicted"] == 0.55
     ratios = [record["ratio"] for record in judged.records()]
-    assert ratios[1] == pytest.approx(0.5 / 0.55) and ratios[2] is None
+    # Effects are counted from 1, where nothing moved.
+    assert ratios[1] == pytest.approx(0.5 / 0.45) and ratios[2] is None
+
+
+def test_ratios_are_of_effects_not_of_levels() -> None:
+    flip, region = QUANTITIES["flip"], QUANTITIES["target_region"]
+    ratio = flip.effect_ratio({"margin": 0.5, "margin_change": 3.0}, {"margin": -0.5, "margin_change": 2.0})
+    assert ratio == pytest.approx(1.5)
+    # A margin alone is no effect: an unmoved model has one too.
+    assert flip.effect_ratio({"margin": 0.5}, {"margin": -0.5}) is None
+    assert region.effect_ratio({"region_distance_ratio": 0.9}, {"region_distance_ratio": 0.8}) == pytest.approx(0.5)
+    assert region.effect_ratio({"region_distance_ratio": 0.9}, {"region_distance_ratio": 1.0}) is None
+    assert flip.effect_ratio({}, {}) is None and region.effect_ratio({"region_distance_ratio": None}, {}) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -183,3 +184,18 @@ def test_outcome_is_the_same_function_for_both_packages():
     from poisonaudit.attack import outcome as attack_outcome
 
     assert outcome is attack_outcome
+
+
+def test_a_control_of_another_problem_is_refused(problem, poison, judged):
+    other = fit(Problem(problem.module(), problem.loss, problem.x, problem.y, 1.0)).problem
+    null = dataclasses.replace(poison, delta=torch.zeros_like(poison.delta))
+    control = retrain(other, null, fresh=3, loose=False).control
+    with pytest.raises(UsageError, match="trained on another problem") as refusal:
+        retrain(problem, poison, fresh=3, loose=False, control=control)
+    assert refusal.value.code == "PA372"
+
+
+def test_a_trainer_without_seeds_is_refused(problem, poison):
+    with pytest.raises(UsageError, match="no fresh seed") as refusal:
+        retrain(problem, poison, fresh=0, trainer=lambda problem, seed: problem.weights)
+    assert refusal.value.code == "PA371"
