@@ -93,14 +93,16 @@ def test_passes_and_a_solve(method: str, limit: int | None) -> None:
         assert solver_for(problem).method == "lanczos"
         return
     rhs = directions(problem)
+    # Undamped the matrix is indefinite here, and eigenvectors are what takes most.
+    damping = 0.0 if method == "dense" else 0.5
 
     def job() -> object:
-        solver = solver_for(problem, method=method, damping=0.5, accuracy=1e-8)
+        solver = solver_for(problem, method=method, damping=damping, accuracy=1e-8)
         assert solver.solve(rhs).converged
         return solver
 
     peak, _ = allocated(job)
-    solver, kept = solver_for(problem, method=method, damping=0.5, accuracy=1e-8), linearise(problem)
+    solver, kept = solver_for(problem, method=method, damping=damping, accuracy=1e-8), linearise(problem)
     reserved, vectors = limit is not None, 0
     if method == "lanczos":
         space = solver._space()  # type: ignore[attr-defined]

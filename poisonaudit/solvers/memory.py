@@ -7,8 +7,8 @@ from poisonaudit.solvers.space import FIRST_ROOM, STRETCH_BYTES, grown
 # Float64 vectors of length p beside a basis, as counted: for one right-hand side, and for each further one.
 _BESIDE_A_BASIS = (14, 8)
 _SHORT_RECURRENCE = (12, 2)
-# Matrices p x p of the problem's type: H, its eigenvectors or factor, a damped copy, and what LAPACK works in.
-_DENSE = 5
+# Matrices p x p of the problem's type: H, its eigenvectors, and what LAPACK works in; a Cholesky factor takes one less.
+_DENSE = 4
 # Blocks of p x rank in the construction of the preconditioner.
 _NYSTROEM = 5
 
