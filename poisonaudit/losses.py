@@ -19,6 +19,16 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, labels, reduction="none")
 
 
+def class_labels(y: Tensor) -> Tensor | None:
+    """Class numbers (n,) of integer labels or one-hot rows; None where the targets are no classes."""
+    if not y.is_floating_point():
+        return y.long() if y.dim() == 1 else None
+    if y.dim() != 2 or y.shape[1] < 2:
+        return None
+    one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+    return y.argmax(1) if one_hot else None
+
+
 def half_squared(outputs: Tensor, targets: Tensor) -> Tensor:
     """`1/2 sum (outputs - targets)^2` over the outputs of each row -> (n,)."""
     return 0.5 * (outputs - targets).square().reshape(outputs.shape[0], -1).sum(1)

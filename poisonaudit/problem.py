@@ -179,6 +179,19 @@ class Problem:
                 model.get_parameter(name).copy_(value)
         return model.eval()
 
+    def without_cache(self, keep: str = "") -> Problem:
+        """The same point without spaces and factors that earlier work left: they change the last bits of a repetition.
+
+        Args:
+            keep: first word of the cache keys that stay, e.g. "dense" for matrices, which are the same every time.
+
+        Returns:
+            A new Problem.
+        """
+        other = self._replace()
+        other.cache = {key: value for key, value in self.cache.items() if isinstance(key, tuple) and key[0] == keep}
+        return other
+
     def _replace(self, **changes: Tensor) -> Problem:
         other = copy.copy(self)
         other.__dict__.update(changes)

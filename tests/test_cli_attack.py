@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.main import cli
-from poisonaudit.cli.pipeline import stages as stages_module
 from poisonaudit.cli.pipeline.attack import run_attack
 from poisonaudit.config.catalogue import find_recipe
 from poisonaudit.config.load import load_config
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import load_data
 from poisonaudit.store import RunFolder
+from poisonaudit.verify import retraining as retraining_module
 
 TOY = ["model=linear", "limit=60", "budget.rows=4", "craft.steps=2", "retrain.fresh=2", "budget.radius=0.5"]
 SETS = [word for change in TOY for word in ("--set", change)]
@@ -184,7 +184,7 @@ def test_dry_run_prints_configuration_and_plan_and_writes_nothing(
 
 def test_resume_keeps_what_is_finished(attacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, trained = tmp_path / "run", []
-    real = stages_module.fit
+    real = retraining_module.fit
 
     def interrupted(*args: Any, **given: Any) -> Any:
         trained.append(given.get("start"))
@@ -192,14 +192,14 @@ def test_resume_keeps_what_is_finished(attacked: Path, tmp_path: Path, monkeypat
             raise KeyboardInterrupt
         return real(*args, **given)
 
-    monkeypatch.setattr(stages_module, "fit", interrupted)
+    monkeypatch.setattr(retraining_module, "fit", interrupted)
     result = call(*WORDS, "--out", run, code=130)
     last = result.stderr.splitlines()[-1]
     assert last.startswith("interrupted.") and f"poisonaudit attack --resume --out {run}" in last
     assert not (run / "attack.json").exists() and not (run / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in run.glob("weights-*")}
     assert "weights-control-1.safetensors" in kept and "weights-fresh-1.safetensors" not in kept
-    monkeypatch.setattr(stages_module, "fit", real)
+    monkeypatch.setattr(retraining_module, "fit", real)
     result = call("attack", "--resume", "--out", run)
     assert "poison: kept from before" in result.stderr
     for name, when in kept.items():

@@ -130,7 +130,7 @@ def craft(
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun = time.perf_counter()
-    problem = _alone(problem)
+    problem = problem.without_cache(keep="dense")
     task, trained = _task(
         problem,
         objective,
@@ -212,13 +212,6 @@ def craft(
 
 def _first_length(steps: int) -> float:
     return max(_FIRST_LENGTH, min(1.0, 4 / (steps + 1)))
-
-
-def _alone(problem: Problem) -> Problem:
-    """The problem without spaces and factors that earlier work left: they change the last bits of a repetition."""
-    fresh = problem.at(problem.weights)
-    fresh.cache = {key: value for key, value in problem.cache.items() if isinstance(key, tuple) and key[0] == "dense"}
-    return fresh
 
 
 def _refuse_bad(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:

@@ -12,7 +12,7 @@ from poisonaudit.verify.hardening import (
 )
 from poisonaudit.verify.images import PairedSuccesses, paired_difference, success_over_images
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
-from poisonaudit.verify.retraining import Training, drawable, retrain, retrainings, trained
+from poisonaudit.verify.retraining import Training, drawable, fitted, retrain, retrainings, trained
 from poisonaudit.verify.statistics import PairedTest, Rate, mean_and_error, paired_test, success_rate
 from poisonaudit.verify.trainers import MinibatchTrainer, Trainer, loose_trainer, sgd_trainer
 from poisonaudit.verify.user_trainer import FileTrainer, load_trainer
@@ -35,6 +35,7 @@ __all__ = [
     "VerifiedCost",
     "compare_hardening",
     "drawable",
+    "fitted",
     "judge_trial",
     "load_trainer",
     "loose_trainer",

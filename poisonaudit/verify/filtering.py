@@ -15,10 +15,11 @@ from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.results import finite
-from poisonaudit.training import Progress, fit
+from poisonaudit.training import Progress
 from poisonaudit.verify.detectors.detection import Detection
 from poisonaudit.verify.effects import effect, effect_name
 from poisonaudit.verify.retrained import Retrained, Retraining
+from poisonaudit.verify.retraining import fitted
 from poisonaudit.verify.statistics import mean_and_error, success_rate
 
 if TYPE_CHECKING:
@@ -175,11 +176,7 @@ def _draw(problem: Problem, count: int, seed: int) -> Tensor:
 
 def _train(problems: Sequence[Problem], seeds: Sequence[int], tolerance: float) -> _Arm:
     """Warm on the first problem, then fresh from each seed on the next one."""
-    runs = []
-    for problem, seed in zip(problems, (None, *seeds), strict=True):
-        reached = fit(problem, tolerance) if seed is None else fit(problem, tolerance, seed, start="fresh")
-        weights, figure = reached.problem.weights, reached.relative_gradient
-        runs.append(Retraining(weights, seed, reached.converged, figure, reached.seconds, {}, reached.reason))
+    runs = [fitted(each, tolerance, seed) for each, seed in zip(problems, (None, *seeds), strict=True)]
     return _Arm(tuple(runs), problems[0].rows)
 
 

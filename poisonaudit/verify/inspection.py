@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from poisonaudit.errors import PoisonAuditError, UntrustedNumber, UsageError
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup
 from poisonaudit.sensitivity import row_moduli, solver_for
 from poisonaudit.sensitivity.curvature import assess_here
-from poisonaudit.verify.detectors import class_labels, nearest_neighbours
+from poisonaudit.verify.detectors import nearest_neighbours
 from poisonaudit.verify.detectors.judging import auroc, recall_after, row_mask
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def neighbour_ranking(problem: Problem, seed: int) -> Ranking:
 
 def distance_ranking(problem: Problem, seed: int) -> Ranking:
     """Euclidean distance of the inputs to the nearest other row of the same class; infinite for a class of one row."""
-    labels = class_labels(problem)
+    labels = class_labels(problem.y)
     if labels is None:
         return _missing("same_class_distance", problem, "the targets are real numbers, rows have no class")
     flat = problem.x.flatten(1)

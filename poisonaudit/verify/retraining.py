@@ -124,7 +124,7 @@ def retrain(
             return kept[training]
         rows = poisoned if training.poisoned else problem
         if training.kind == "tight":
-            return _fitted(rows, training.seed, tolerance)
+            return fitted(rows, tolerance, training.seed)
         assert training.seed is not None
         return trained(procedures[training.kind], rows, training.seed, tolerance)
 
@@ -178,6 +178,34 @@ def retrainings(
         loose=tuple(runs["loose"]),
         trainer=tuple(runs["trainer"]),
         notes=tuple(notes),
+    )
+
+
+def fitted(problem: Problem, tolerance: float, seed: int | None, progress: Progress | None = None) -> Retraining:
+    """One fit, warm from the problem's weights without a seed, fresh with one; its outcome still empty.
+
+    Args:
+        problem: to be trained.
+        tolerance: relative gradient.
+        seed: of the fresh start, or None.
+        progress: called with a message and a fraction.
+
+    Returns:
+        The run.
+    """
+    alone = problem.without_cache()
+    if seed is None:
+        reached = fit(alone, tolerance, progress=progress)
+    else:
+        reached = fit(alone, tolerance, seed, start="fresh", progress=progress)
+    return Retraining(
+        reached.problem.weights,
+        seed,
+        reached.converged,
+        reached.relative_gradient,
+        reached.seconds,
+        {},
+        reached.reason,
     )
 
 
@@ -247,22 +275,3 @@ def _kept(problem: Problem, control: Control, plan: Mapping[Kind, Sequence[int]]
             )
         kept |= {Training(kind, run.seed, False): run for run in runs}
     return kept
-
-
-def _fitted(problem: Problem, seed: int | None, tolerance: float) -> Retraining:
-    """One fit, warm from the problem's weights without a seed, fresh with one."""
-    # A copy: a factorisation that one fit leaves behind would change the last bits of the next.
-    alone = problem.with_data(problem.x)
-    if seed is None:
-        reached = fit(alone, tolerance)
-    else:
-        reached = fit(alone, tolerance, seed, start="fresh")
-    return Retraining(
-        reached.problem.weights,
-        seed,
-        reached.converged,
-        reached.relative_gradient,
-        reached.seconds,
-        {},
-        reached.reason,
-    )

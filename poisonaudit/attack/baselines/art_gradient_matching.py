@@ -16,7 +16,6 @@ from poisonaudit.art_estimator import art_classifier
 from poisonaudit.attack.baselines.art_support import (
     admissible,
     as_numpy,
-    classes_of,
     hull,
     no_flip,
     no_plain_radius,
@@ -31,6 +30,7 @@ from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import FlipPrediction, FlipPredictions, Objective
 from poisonaudit.attack.poison import Poison
 from poisonaudit.errors import UsageError
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
 
@@ -81,7 +81,7 @@ def art_gradient_matching(
     if restarts < 1:
         raise UsageError("PA304", f"restarts is {restarts}; at least one is needed. Leave it out for 4.")
     start = begin("art_gradient_matching", problem, objective, budget, rows, steps, why_not(problem, objective, budget))
-    targets, classes = targets_of(problem, objective), classes_of(problem)
+    targets, classes = targets_of(problem, objective), class_labels(problem.y)
     assert targets is not None and classes is not None
     fits, notes = other_classes(start, targets.labels)
     if not bool(fits.any()):

@@ -17,6 +17,7 @@ from poisonaudit.art_estimator import art_session, silent
 from poisonaudit.attack.baselines.base import Start, refused
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import FlipPrediction, FlipPredictions, Objective
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 
 # Beyond the budget by this share of the radius is more than the rounding of float32.
@@ -57,7 +58,7 @@ def no_flip(problem: Problem, objective: Objective) -> str:
     """Why ART has nothing to aim at, "" where it has."""
     if targets_of(problem, objective) is None:
         return f"ART's attack flips predictions, the objective is {objective.kind!r}"
-    if classes_of(problem) is None:
+    if class_labels(problem.y) is None:
         return "ART's attack is about classes, the training targets are none"
     return ""
 
@@ -75,15 +76,6 @@ def no_features(problem: Problem) -> str:
     """Why there is no hidden layer whose features can be matched, "" where there is one."""
     found = split_at_features(problem)
     return found if isinstance(found, str) else ""
-
-
-def classes_of(problem: Problem) -> Tensor | None:
-    """Class numbers (n,) of the training rows, from integers or one-hot rows; None where there are none."""
-    y = problem.y
-    if not y.is_floating_point():
-        return y if y.dim() == 1 else None
-    one_hot = y.dim() == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
-    return y.argmax(1) if one_hot else None
 
 
 def split_at_features(problem: Problem) -> nn.Sequential | str:
@@ -170,7 +162,7 @@ def admissible(start: Start, found: Any) -> tuple[Tensor, list[str]]:
 
 def other_classes(start: Start, wanted: Tensor) -> tuple[Tensor, list[str]]:
     """Which rows are of a wanted class (k,), and a note on those that are not."""
-    classes = classes_of(start.problem)
+    classes = class_labels(start.problem.y)
     assert classes is not None
     ours = classes[start.rows]
     fits = (ours[:, None] == wanted.to(ours.device)[None, :]).any(1)

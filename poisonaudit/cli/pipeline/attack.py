@@ -20,7 +20,7 @@ from poisonaudit.cli.pipeline.objectives import check_objective, make_objective
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
 from poisonaudit.cli.pipeline.search import check_search, hardening, searched
-from poisonaudit.cli.pipeline.stages import Stages, fitted, make_procedures, staged_retraining, try_trainer
+from poisonaudit.cli.pipeline.stages import Stages, make_procedures, staged_retraining, try_trainer
 from poisonaudit.cli.pipeline.train import weights_metadata
 from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of, unit_of
 from poisonaudit.config.load import plain
@@ -30,7 +30,7 @@ from poisonaudit.errors import UsageError
 from poisonaudit.results import AttackResult, finite
 from poisonaudit.store import RunFolder, environment, sha256_bytes, tensors_to_bytes
 from poisonaudit.training import with_statistics
-from poisonaudit.verify import FileTrainer, load_trainer
+from poisonaudit.verify import FileTrainer, fitted, load_trainer
 
 HINT = "What was finished is kept. Go on with: poisonaudit attack --resume --out {path}"
 

@@ -14,7 +14,6 @@ from poisonaudit.cli.pipeline.exports import storable
 from poisonaudit.cli.pipeline.stages import Procedures, Stages, staged_retraining
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
-from poisonaudit.problem import Problem
 from poisonaudit.registry import lookup, unknown_name
 from poisonaudit.results import finite
 
@@ -104,7 +103,7 @@ def _crafted(name: str, config: AttackConfig, stages: Stages, objective: Objecti
     try:
         made = run_baseline(
             name,
-            _alone(victim.problem),
+            victim.problem.without_cache(),
             objective,
             budget,
             poison.rows,
@@ -125,10 +124,3 @@ def _crafted(name: str, config: AttackConfig, stages: Stages, objective: Objecti
     made = storable(victim, made)
     store_poison(folder, victim, replace(made, weights=victim.problem.weights), config.name, name)
     return made
-
-
-def _alone(problem: Problem) -> Problem:
-    """The problem without what earlier work left in its cache: a resumed run has none, and has to repeat every bit."""
-    fresh = problem.at(problem.weights)
-    fresh.cache.clear()
-    return fresh

@@ -12,7 +12,7 @@ from poisonaudit.attack.objectives import Objective
 from poisonaudit.cli.pipeline.crafting import crafting_options
 from poisonaudit.cli.pipeline.goals import make_budget
 from poisonaudit.cli.pipeline.objectives import check_objective, make_objective, states_success
-from poisonaudit.cli.pipeline.stages import Stages, fitted
+from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
 from poisonaudit.config.objectives import WithSource
 from poisonaudit.config.schema import AttackConfig, SearchConfig
@@ -27,6 +27,7 @@ from poisonaudit.verify import (
     Retrained,
     Retraining,
     VerifiedCost,
+    fitted,
     judge_trial,
     verified_cost,
 )

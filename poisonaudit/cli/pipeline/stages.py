@@ -16,7 +16,6 @@ from poisonaudit.config.schema import RetrainConfig
 from poisonaudit.problem import Problem
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder
-from poisonaudit.training import fit
 from poisonaudit.verify import (
     Kind,
     Retrained,
@@ -24,6 +23,7 @@ from poisonaudit.verify import (
     Trainer,
     Training,
     drawable,
+    fitted,
     loose_trainer,
     retrainings,
     trained,
@@ -107,26 +107,6 @@ class Stages:
             self.folder.write_json(file, {"schema": "poisonaudit/stage/1", "result": finite(make())})
         found: dict[str, Any] = self.folder.read_json(file)["result"]
         return found
-
-
-def fitted(problem: Problem, tolerance: float, seed: int | None, report: Reporter) -> Retraining:
-    """One training: warm from the problem's weights without a seed, fresh with one."""
-    # A factorisation inherited from an earlier training would change the last bits, and a resumed run has none.
-    alone = problem.at(problem.weights)
-    alone.cache.clear()
-    if seed is None:
-        reached = fit(alone, tolerance, progress=report)
-    else:
-        reached = fit(alone, tolerance, seed, start="fresh", progress=report)
-    return Retraining(
-        reached.problem.weights,
-        seed,
-        reached.converged,
-        reached.relative_gradient,
-        reached.seconds,
-        {},
-        reached.reason,
-    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from poisonaudit.verify.detectors.activation_clustering import activation_clustering
 from poisonaudit.verify.detectors.detection import Detection, Detector
-from poisonaudit.verify.detectors.features import class_labels, penultimate_features
+from poisonaudit.verify.detectors.features import penultimate_features
 from poisonaudit.verify.detectors.judging import judge
 from poisonaudit.verify.detectors.loss_filter import loss_filter
 from poisonaudit.verify.detectors.nearest_neighbours import nearest_neighbours
@@ -14,7 +14,6 @@ __all__ = [
     "Detection",
     "Detector",
     "activation_clustering",
-    "class_labels",
     "default_share",
     "detect",
     "judge",

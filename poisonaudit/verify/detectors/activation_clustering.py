@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 from poisonaudit.verify.detectors.art_session import art_session, feature_classifier, what_art_said
 from poisonaudit.verify.detectors.detection import Detection, checked_share, not_applicable
-from poisonaudit.verify.detectors.features import class_labels, penultimate_features, why_no_classes
+from poisonaudit.verify.detectors.features import penultimate_features, why_no_classes
 
 NAME = "activation_clustering"
 ANALYSES = ("smaller", "relative-size")
@@ -47,7 +48,7 @@ def activation_clustering(
     checked_share(expected_share)
     if analysis not in ANALYSES:
         raise unknown_name(analysis, ANALYSES, "analysis of clusters")
-    labels = class_labels(problem)
+    labels = class_labels(problem.y)
     if labels is None or why_no_classes(problem):
         return not_applicable(NAME, problem, why_no_classes(problem))
     found, where = penultimate_features(problem, weights)

@@ -7,32 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 
 _ROWS_AT_ONCE = 1024
 
 
-def class_labels(problem: Problem) -> Tensor | None:
-    """Class number of each training row, from integer labels or one-hot rows.
-
-    Args:
-        problem: any.
-
-    Returns:
-        (n,) int64, or None where the targets are no classes.
-    """
-    y = problem.y
-    if not y.is_floating_point():
-        return y.long() if y.dim() == 1 else None
-    if y.dim() != 2 or y.shape[1] < 2:
-        return None
-    one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
-    return y.argmax(1) if one_hot else None
-
-
 def why_no_classes(problem: Problem) -> str:
     """Why a detector that compares classes has nothing to compare here, or "" where it has."""
-    labels = class_labels(problem)
+    labels = class_labels(problem.y)
     if labels is None:
         return "the targets are real numbers, the detector compares classes"
     if labels.unique().numel() < 2:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from poisonaudit.errors import UsageError
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.verify.detectors.detection import Detection, checked_share, not_applicable
-from poisonaudit.verify.detectors.features import class_labels, penultimate_features, why_no_classes
+from poisonaudit.verify.detectors.features import penultimate_features, why_no_classes
 
 NAME = "nearest_neighbours"
 _ROWS_AT_ONCE = 1024
@@ -41,7 +42,7 @@ def nearest_neighbours(
     checked_share(expected_share)
     if k is not None and not 1 <= k < problem.rows:
         raise UsageError("PA304", f"k is {k}; {problem.rows} rows have 1 to {problem.rows - 1} neighbours. Pass those.")
-    labels = class_labels(problem)
+    labels = class_labels(problem.y)
     if labels is None or why_no_classes(problem):
         return not_applicable(NAME, problem, why_no_classes(problem))
     found, where = penultimate_features(problem, weights)

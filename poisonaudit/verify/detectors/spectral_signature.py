@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.verify.detectors.art_session import art_session, feature_classifier, what_art_said
 from poisonaudit.verify.detectors.detection import Detection, checked_share, not_applicable
-from poisonaudit.verify.detectors.features import class_labels, penultimate_features, why_no_classes
+from poisonaudit.verify.detectors.features import penultimate_features, why_no_classes
 
 NAME = "spectral_signature"
 _ROUNDING = 1e-10
@@ -39,7 +40,7 @@ def spectral_signature(
         UsageError: PA304, a share outside (0, 1).
     """
     share = checked_share(expected_share)
-    labels = class_labels(problem)
+    labels = class_labels(problem.y)
     if labels is None or why_no_classes(problem):
         return not_applicable(NAME, problem, why_no_classes(problem))
     found, where = penultimate_features(problem, weights)
