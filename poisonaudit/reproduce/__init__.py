@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from poisonaudit.reproduce.bench import Bench, Settings, Silence, Voice
-from poisonaudit.reproduce.despres_product import despres_product
-from poisonaudit.reproduce.despres_random import despres_random
-from poisonaudit.reproduce.despres_square import despres_square
 from poisonaudit.reproduce.landscape import wang_figure4
+from poisonaudit.reproduce.product_table import despres_product
+from poisonaudit.reproduce.random_table import despres_random
 from poisonaudit.reproduce.result import COLUMNS, REPRODUCTION_SCHEMA, Line, Picture, Reproduction, Row
+from poisonaudit.reproduce.square_table import despres_square
 from poisonaudit.reproduce.tables import wang_table1, wang_table2, wang_table3
 from poisonaudit.reproduce.toy import wang_toy
 from poisonaudit.reproduce.writing import render_html, write_reproduction

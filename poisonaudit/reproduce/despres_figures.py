@@ -49,7 +49,7 @@ def lines_by_depth(
         text += " Circles are printed values."
 
     def paint(figure: Any) -> None:
-        axes = figure.add_axes((0.12, 0.13, 0.66, 0.83))
+        axes = figure.add_axes((0.15, 0.13, 0.63, 0.83))
         logarithmic(axes.set_yscale, axes.yaxis)
         for values in (printed or {}).values():
             axes.plot(*_points(values), "o", color=MUTED, markersize=6, markerfacecolor="none", markeredgewidth=0.8)
@@ -79,7 +79,7 @@ def errors_by_depth(
     text = "; ".join(
         f"{name}: {values[0]:.3g} at depth 1, {_last(values)} at depth {depths}" for name, values in measured.items()
     )
-    text += ". Every further layer divides it by four."
+    text += ". The vertical axis is logarithmic."
 
     def paint(figure: Any) -> None:
         axes = figure.add_axes((0.14, 0.15, 0.64, 0.8))

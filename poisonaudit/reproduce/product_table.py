@@ -12,9 +12,9 @@ from torch import Tensor
 from poisonaudit.lipschitz import lipschitz_bounds
 from poisonaudit.reproduce.bench import Bench
 from poisonaudit.reproduce.despres_figures import errors_by_depth, lines_by_depth
-from poisonaudit.reproduce.despres_square import DEPTH, bound_values, enumerated
 from poisonaudit.reproduce.product_network import FORMS, product_model, product_network
 from poisonaudit.reproduce.result import DESPRES, Line, Reproduction
+from poisonaudit.reproduce.square_table import DEPTH, bound_values, enumerated
 
 COLUMNS: Mapping[str, str] = {
     "lower": "lower",
@@ -169,6 +169,6 @@ def _notes(source: Sequence[Line]) -> tuple[str, ...]:
         f" so: K_5 is {ratio:.4g} times what is attained at the last depth. That K_4 is optimal for x^2 does not carry"
         " over to x y.",
         "The error, on [-1, 1]^2, is exact: 4^-(l+1) for the source's network, where one square meets a kink and "
-        "the other the middle between kinks, and 4^-l for Yarotsky's, where two are off and the third is not. The points measured "
-        "contain such places; from l = 7 on they are a drawn part of all of them.",
+        "the other the middle between kinks, and 4^-l for Yarotsky's, where two are off and the third is not. "
+        "The points measured contain such places; from l = 7 on they are a drawn part of all of them.",
     )

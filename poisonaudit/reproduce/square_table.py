@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from poisonaudit.lipschitz import LipschitzBounds, lipschitz_bounds, square_model, square_network
-from poisonaudit.lipschitz.exact import exact_constant, exact_work
+from poisonaudit.lipschitz import (
+    LipschitzBounds,
+    exact_constant,
+    exact_work,
+    lipschitz_bounds,
+    square_model,
+    square_network,
+)
 from poisonaudit.reproduce.bench import Bench
 from poisonaudit.reproduce.despres_figures import errors_by_depth, lines_by_depth
 from poisonaudit.reproduce.result import DESPRES, Line, Reproduction

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poisonaudit.lipschitz import lipschitz_bounds
-from poisonaudit.lipschitz.exact import exact_constant
+from poisonaudit.lipschitz import exact_constant, lipschitz_bounds
 from poisonaudit.reproduce.bench import Bench, Made
 from poisonaudit.reproduce.despres_figures import ratio_histograms
 from poisonaudit.reproduce.result import DESPRES, Line, Reproduction
