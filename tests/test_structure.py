@@ -54,7 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "gates": {"errors", "registry", "results", "quantities", "audit"},
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},
-    "reproduce": COMMON | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "report"},
+    "reproduce": COMMON
+    | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "lipschitz", "report"},
 }
 
 

@@ -4,5 +4,14 @@ from __future__ import annotations
 
 from poisonaudit.lipschitz.bounds import UPPER_BOUNDS, LipschitzBounds, lipschitz_bounds
 from poisonaudit.lipschitz.despres import square_model, square_network
+from poisonaudit.lipschitz.exact import exact_constant, exact_work
 
-__all__ = ["UPPER_BOUNDS", "LipschitzBounds", "lipschitz_bounds", "square_model", "square_network"]
+__all__ = [
+    "UPPER_BOUNDS",
+    "LipschitzBounds",
+    "exact_constant",
+    "exact_work",
+    "lipschitz_bounds",
+    "square_model",
+    "square_network",
+]

@@ -55,7 +55,7 @@ def square_model(depth: int) -> nn.Sequential:
         # Neuron 1 carries x + sum (1 - g_r) / 4^r, neurons 2 and 3 the two kinks of the next hat.
         shift = torch.tensor([0.0, -1.0 if position == 0 else 1.0, 1.0 if position == 0 else -1.0])
         if position == depth:
-            shift = torch.tensor([-sum(4.0**-layer for layer in range(1, depth + 1))])
+            shift = torch.tensor([-sum(4.0**-layer for layer in range(1, depth + 1))], dtype=torch.float64)
         with torch.no_grad():
             linear.weight.copy_(matrix)
             linear.bias.copy_(shift)

@@ -61,7 +61,9 @@ class Settings:
         device: where to compute.
         tolerance: relative gradient that trainings aim for; None for 1e-9 in float64 and 1e-6 in float32.
         max_gradients: most gradient-sized evaluations of one training, beyond which its column is flagged.
-        quick: fewer rows and coarser pictures.
+        quick: fewer rows or draws and coarser pictures.
+        depth: largest depth of the networks for x^2 and x y; None for 6.
+        draws: random networks; None for 1,000, or 100 if quick.
     """
 
     root: str | None = None
@@ -75,6 +77,8 @@ class Settings:
     tolerance: float | None = None
     max_gradients: int | None = None
     quick: bool = False
+    depth: int | None = None
+    draws: int | None = None
 
 
 @dataclass(frozen=True)

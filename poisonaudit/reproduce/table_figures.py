@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from poisonaudit.report.svg import ACCENT, CONTROL, INK, MUTED, PAPER, SECOND, WARN, draw
+from poisonaudit.reproduce.axes import logarithmic
 from poisonaudit.reproduce.result import Picture, Row
 
 
@@ -71,7 +72,7 @@ def losses_by_stepsize(
     def paint(figure: Any) -> None:
         axes = figure.add_axes((0.14, 0.15, 0.82, 0.8))
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        logarithmic(axes.set_yscale, axes.yaxis)
         for name, values, colour, style in lines:
             axes.plot(percent, values, style, color=colour, marker="o", markersize=3, linewidth=1.2, label=name)
         axes.set_xticks(percent, [f"{value:g}" for value in percent])

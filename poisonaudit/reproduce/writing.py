@@ -14,7 +14,7 @@ from markupsafe import Markup
 from poisonaudit.report.formats import flat, printable
 from poisonaudit.report.html import content_policy, stylesheet, templates
 from poisonaudit.report.markdown import table as markdown_table
-from poisonaudit.reproduce.result import COLUMNS, Picture, Reproduction
+from poisonaudit.reproduce.result import Picture, Reproduction
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder
 
@@ -52,7 +52,7 @@ def render_csv(result: Reproduction) -> str:
     """One line per row, all digits; empty where there is no number."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["quantity", *COLUMNS, "remark"])
+    writer.writerow(["quantity", *result.columns, "remark"])
     for row in result.rows:
         numbers = ["" if finite(value) is None else repr(value) for value in row.numbers]
         writer.writerow([row.label, *numbers, row.remark])
@@ -61,8 +61,9 @@ def render_csv(result: Reproduction) -> str:
 
 def render_markdown(result: Reproduction) -> str:
     """The table, then flags and notes."""
-    head = ["Quantity", *COLUMNS.values(), "Remark"]
-    rows = [[row.label, *(short(value) for value in row.numbers), row.remark] for row in result.rows]
+    head = ["Quantity", *result.columns.values(), "Remark"]
+    digits = result.digits
+    rows = [[row.label, *(short(value, digits) for value in row.numbers), row.remark] for row in result.rows]
     lines = [f"# {result.title}", "", result.source + ".", "", *markdown_table(head, rows), ""]
     if result.flags:
         lines += ["Not to be trusted as it stands:", "", *(f"- {text}" for text in result.flags), ""]
@@ -86,7 +87,7 @@ def render_html(result: Reproduction, command: str = "") -> str:
         .get_template("reproduction.html")
         .render(
             result=result,
-            columns=COLUMNS,
+            columns=result.columns,
             command=command,
             style=Markup(style),  # noqa: S704 - our own file, no user data
             policy=content_policy(style),
@@ -116,6 +117,6 @@ def picture_file(picture: Picture) -> str:
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}{style}{picture.svg[opening.end() :]}\n'
 
 
-def short(value: float | None) -> str:
-    """Four significant digits, a dash where there is none."""
-    return "–" if finite(value) is None else f"{value:.4g}"
+def short(value: float | None, digits: int = 4) -> str:
+    """A few significant digits, a dash where there is no number."""
+    return "–" if finite(value) is None else f"{value:.{digits}g}"

@@ -25,13 +25,18 @@ from poisonaudit.cli.options import arguments, shared
     help="Relative gradient of every training; default 1e-9, in single precision 1e-6.",
 )
 @shared("max-gradients")
-@click.option("--quick", is_flag=True, default=None, help="Fewer rows and coarser pictures.")
+@click.option("--depth", type=int, metavar="N", help="despres-square, -product: depths 1 to N; default 6.")
+@click.option(
+    "--draws", type=int, metavar="N", help="despres-random: networks to draw; default 1,000, with --quick 100."
+)
+@click.option("--quick", is_flag=True, default=None, help="Fewer rows or draws and coarser pictures.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out; finished stages are kept.")
 @shared("seed", "device", "out", "json")
 def command(name: str, resume: bool, out: Path | None, as_json: bool, **given: Any) -> None:
     """Compute a table or figure of the source papers again, beside the printed values.
 
-    NAME is one of `ls reproductions`. Without --root everything runs on the bundled digits at 32 x 32.
+    NAME is one of `ls reproductions`. wang-*: without --root everything runs on the bundled digits at 32 x 32.
+    despres-*: no data; of the options above only --depth, --draws, --quick and --seed apply.
     """
     with reporting() as report:
         from poisonaudit.cli.pipeline.reproduce import run_reproduction

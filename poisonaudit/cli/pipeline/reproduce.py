@@ -15,12 +15,11 @@ from poisonaudit.cli.pipeline.render import command_line
 from poisonaudit.cli.pipeline.victim import find_device
 from poisonaudit.errors import UsageError
 from poisonaudit.registry import lookup
-from poisonaudit.reproduce import COLUMNS, REPRODUCTIONS, Bench, Reproduction, Settings, write_reproduction
+from poisonaudit.reproduce import RANGES, REPRODUCTIONS, TAKEN, Bench, Reproduction, Settings, write_reproduction
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder, environment
 
 PLAN_SCHEMA = "poisonaudit/reproduction-plan/1"
-_OF_THE_TOY = {"seed", "device", "quick"}
 HINT = "What was finished is kept. Go on with: poisonaudit reproduce {name} --resume --out {{path}}"
 
 
@@ -55,16 +54,16 @@ def run_reproduction(
         The folder and the result.
 
     Raises:
-        UsageError: PA301, an unknown name; PA398, options that the toy network has no use for.
+        UsageError: PA301, an unknown name; PA398, options that this reproduction has no use for.
     """
     refuse_taken(out, resume=resume)
     work = lookup(REPRODUCTIONS, name, "reproduction")
     asked = {key: value for key, value in given.items() if value is not None}
     settings = _resumed(out, asked) if resume and out is not None else _checked(asked)
     find_device(settings.device)
-    foreign = sorted(asked.keys() - _OF_THE_TOY) if name == "wang-toy" else []
+    foreign = [key.replace("_", "-") for key in sorted(asked.keys() - TAKEN[name])]
     if foreign:
-        raise UsageError("PA398", f"{name} has its own two rows and network. Leave out --{', --'.join(foreign)}.")
+        raise UsageError("PA398", f"{name} has no use for what is given. Leave out --{', --'.join(foreign)}.")
     with run_folder("reproduce", out, resume=resume, hint=HINT.format(name=name)) as folder:
         known = {key: value for key, value in environment().items() if key != "packages"}
         plan = {"schema": PLAN_SCHEMA, "name": name, "settings": dataclasses.asdict(settings), "environment": known}
@@ -105,10 +104,14 @@ class _Spoken:
 
 def reproduction_text(result: Reproduction) -> str:
     """The table for a terminal, with flags and notes under it."""
-    rows = [[row.label, *row.numbers] for row in result.rows]
-    lines = [result.title, "", table(["quantity", *COLUMNS.values()], rows), ""]
+    rows = [[row.label, *(_shown(value, result.digits) for value in row.numbers)] for row in result.rows]
+    lines = [result.title, "", table(["quantity", *result.columns.values()], rows), ""]
     lines += [f"flagged: {text}" for text in result.flags]
     return "\n".join([*lines, *(f"- {text}" for text in result.notes)])
+
+
+def _shown(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}g}"
 
 
 def _checked(asked: Mapping[str, Any]) -> Settings:
@@ -128,6 +131,10 @@ def _checked(asked: Mapping[str, Any]) -> Settings:
         )
     if settings.tolerance is not None and not 0.0 < settings.tolerance < 1.0:
         raise UsageError("PA304", f"tolerance is {settings.tolerance}. Give a relative gradient such as 1e-9.")
+    for key, (least, most) in RANGES.items():
+        value = getattr(settings, key)
+        if value is not None and not least <= value <= most:
+            raise UsageError("PA304", f"{key} is {value}. Give a whole number from {least:,} to {most:,}.")
     return settings
 
 
