@@ -1,4 +1,4 @@
-"""Elementwise activations as the bounds see them: where their slopes lie, over all inputs and over an interval.
+"""Elementwise activations as the bounds see them: the true derivative, where it jumps, and where slopes can lie.
 
 A slope here is a derivative, or between two points the quotient of differences; by the mean value theorem both lie in
 the range of derivatives (one-sided ones at a kink included).
@@ -6,47 +6,140 @@ the range of derivatives (one-sided ones at a kink included).
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Of a library's tanh, exp or erf, in units in the last place, with room: what smooth ranges are widened by.
+from poisonaudit.layers import SLOPES
+
+# Where the derivative jumps, for the layers of SLOPES that have such places.
+_KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
+    nn.ReLU: lambda layer: (0.0,),
+    nn.LeakyReLU: lambda layer: (0.0,),
+    nn.PReLU: lambda layer: (0.0,),
+    nn.ELU: lambda layer: () if layer.alpha == 1.0 else (0.0,),
+    nn.SELU: lambda layer: (0.0,),
+    nn.ReLU6: lambda layer: (0.0, 6.0),
+    nn.Hardtanh: lambda layer: (float(layer.min_val), float(layer.max_val)),
+    nn.Hardsigmoid: lambda layer: (-3.0, 3.0),
+    nn.Hardswish: lambda layer: (-3.0, 3.0),
+    nn.Softplus: lambda layer: (layer.threshold / layer.beta,),  # linear from there on
+    nn.Softshrink: lambda layer: (-float(layer.lambd), float(layer.lambd)),
+}
+# Interior extremes of the derivative: GELU'' = phi(z) (2 - z^2); those of the others were found by bisection.
+_BENDS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
+    nn.Tanh: lambda layer: (0.0,),
+    nn.Sigmoid: lambda layer: (0.0,),
+    nn.Softsign: lambda layer: (0.0,),
+    nn.Tanhshrink: lambda layer: (0.0,),
+    nn.GELU: lambda layer: (
+        (-1.4185040087908285, 1.4185040087908285) if layer.approximate == "tanh" else (-math.sqrt(2.0), math.sqrt(2.0))
+    ),
+    nn.SiLU: lambda layer: (-2.399357280515468, 2.399357280515468),
+    nn.Mish: lambda layer: (-2.256376396360793, 1.4905711794854284),
+}
+# Of a library's tanh, exp or erf in relative terms, with room: what smooth ranges are widened by.
 _LIBRARY_ERROR = 64 * 2.0**-53
 _PLAIN_ERROR = 4 * 2.0**-53
+# Where the slope of one of these is zero, it is constant nearby.
+_PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
+# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded to
+# float32 for Hardsigmoid (torch 2.15).
+_OWN_SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: lambda z: (z > 0.0).to(z.dtype),
+    nn.Tanh: lambda z: torch.cosh(z).square().reciprocal(),
+    nn.Sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
+    nn.LogSigmoid: lambda z: torch.sigmoid(-z),
+    nn.Softsign: lambda z: (1.0 + z.abs()).square().reciprocal(),
+    nn.Tanhshrink: lambda z: torch.tanh(z).square(),
+    nn.Hardsigmoid: lambda z: (z.abs() < 3.0).to(z.dtype) / 6.0,
+    nn.Identity: torch.ones_like,
+}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Activation:
-    """One elementwise function.
+    """One layer of elementwise functions.
 
     Attributes:
-        name: of the layer or function.
-        function: elementwise, differentiable by autograd.
-        slopes: (lower, upper) ends of the range of its derivative, tensors that broadcast to one row.
-        kinks: where the derivative jumps, in order.
-        bends: where the derivative has an interior extreme.
-        piecewise_linear: constant derivative between kinks.
-        monotone: never falls.
+        module: elementwise, of (batch, ...); float64, on the CPU, never in place.
+        kind: the key of SLOPES.
+        kinks: pre-activations at which the derivative jumps.
+        bends: where it has an interior extreme; it is monotone between kinks and bends.
     """
 
-    name: str
-    function: Callable[[Tensor], Tensor]
-    slopes: tuple[Tensor, Tensor]
-    kinks: tuple[float, ...] = ()
-    bends: tuple[float, ...] = ()
-    piecewise_linear: bool = False
-    monotone: bool = True
+    module: nn.Module
+    kind: type[nn.Module]
+    kinks: tuple[float, ...]
+    bends: tuple[float, ...]
 
-    def derivative(self, z: Tensor) -> Tensor:
-        """Of each entry; at a kink whatever autograd says."""
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it is the identity."""
+        return self.kind in {nn.Identity, nn.Dropout}
+
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.kind.__name__
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether the derivative is constant between kinks."""
+        return issubclass(self.kind, _PIECEWISE_LINEAR)
+
+    def ends(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Least and largest slope of every neuron of a row of this shape, float64."""
+        lower, upper = (
+            torch.as_tensor(end, dtype=torch.float64).expand(*shape) for end in SLOPES[self.kind](self.module)
+        )
+        return lower, upper
+
+    def slopes(self, z: Tensor) -> Tensor:
+        """The derivative at pre-activations `z`; meaningless at a kink."""
+        if self.kind in _OWN_SLOPES:
+            return _OWN_SLOPES[self.kind](z.detach())
+        point = z.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_(True)
-            (found,) = torch.autograd.grad(self.function(leaf).sum(), leaf)
-        return found
+            (slope,) = torch.autograd.grad(self.module(point).sum(), point)
+        return slope
+
+    def smoothed(self, z: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """Values at `z`, and slopes that autograd can follow across kinks.
+
+        Every jump of the derivative becomes a sigmoid.
+
+        Args:
+            z: pre-activations (batch, ...), part of a graph.
+            spread: (batch, 1, ...) width of the sigmoids, in units of z.
+
+        Returns:
+            Like `z` each.
+        """
+        if self.changes_nothing:
+            return z, torch.ones_like(z)
+        values = self.module(z)
+        if self.piecewise_linear:  # the same numbers without a second graph
+            slopes = self.slopes(z)
+        else:
+            (slopes,) = torch.autograd.grad(values.sum(), z, create_graph=True)
+        for kink in self.kinks:
+            room = 1e-6 * max(1.0, abs(kink))
+            sides = torch.stack([torch.full(z.shape[1:], at, dtype=z.dtype) for at in (kink - room, kink + room)])
+            before, after = self.slopes(sides)
+            slopes = slopes + (after - before) * (torch.sigmoid((z - kink) / spread) - (z > kink).to(z.dtype))
+        return values, slopes
+
+    def constant(self, slopes: Tensor) -> Tensor:
+        """Where a neuron with these slopes, off its kinks, does not depend on its input nearby."""
+        if self.piecewise_linear:
+            return slopes == 0.0
+        return torch.zeros_like(slopes, dtype=torch.bool)
 
     def slope_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Least and largest derivative over [low, high], entry by entry; rounded outwards.
@@ -61,19 +154,19 @@ class Activation:
         Returns:
             Two tensors like the ends.
         """
-        lower, upper = (end.expand_as(low) for end in self.slopes)
-        least, most = self.derivative(low), self.derivative(high)
+        lower, upper = self.ends(low.shape)
+        least, most = self.slopes(low), self.slopes(high)
         least, most = torch.minimum(least, most), torch.maximum(least, most)
         for bend in self.bends:
             inside = (low <= bend) & (bend <= high)
-            value = self.derivative(torch.full_like(low, bend))
+            value = self.slopes(torch.full_like(low, bend))
             least = torch.where(inside, torch.minimum(least, value), least)
             most = torch.where(inside, torch.maximum(most, value), most)
         for kink in self.kinks:
             inside = (low <= kink) & (kink <= high)
             at = torch.full_like(low, kink)
             for side in (torch.nextafter(at, torch.full_like(at, -math.inf)), torch.nextafter(at, at + 1.0)):
-                value = self.derivative(side)
+                value = self.slopes(side)
                 least = torch.where(inside, torch.minimum(least, value), least)
                 most = torch.where(inside, torch.maximum(most, value), most)
         if not self.piecewise_linear:
@@ -110,7 +203,8 @@ class Activation:
 
     def _chord(self, centre: Tensor, z: Tensor) -> Tensor:
         """Quotient of differences, written so that nothing cancels: values on either side of the kink at 0."""
-        below, above = self.slopes_beside_zero()
+        tiny = torch.full_like(z, 2.0**-500)
+        below, above = self.slopes(-tiny), self.slopes(tiny)
         crosses = (centre < 0) != (z < 0)
         own = torch.where(z < 0, below, above)
         # f(z) - f(c) = s(z) z - s(c) c with opposite signs of z and c where the kink lies between.
@@ -118,15 +212,10 @@ class Activation:
         weight = z.abs() / (z.abs() + centre.abs())
         return torch.where(crosses, weight * slope_z + (1.0 - weight) * slope_c, own)
 
-    def slopes_beside_zero(self) -> tuple[Tensor, Tensor]:
-        """Derivatives just below and just above 0."""
-        tiny = torch.full_like(self.slopes[0], 2.0**-500)
-        return self.derivative(-tiny), self.derivative(tiny)
-
     def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Range of the function over [low, high], rounded outwards."""
-        first, last = self.function(low), self.function(high)
-        if self.monotone:
+        first, last = self.module(low), self.module(high)
+        if bool((self.ends(low.shape)[0] >= 0).all()):
             lower, upper = first, last
         else:
             # |f(z) - f(low)| is at most the steepest slope times the width.
@@ -139,47 +228,10 @@ class Activation:
         return lower - room, upper + room
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What an activation's formula says about its derivative."""
-
-    kinks: Callable[[Any], tuple[float, ...]] = field(default=lambda layer: ())
-    bends: Callable[[Any], tuple[float, ...]] = field(default=lambda layer: ())
-    piecewise_linear: bool = False
-
-
-_ZERO = _Facts(lambda layer: (0.0,), piecewise_linear=True)
-# Zeros of second derivatives: GELU'' = phi(z) (2 - z^2); the others by bisection.
-_GELU_BEND = math.sqrt(2.0)
-_GELU_TANH_BEND = 1.4185040087908283
-_SILU_BEND = 2.399357280515468
-_MISH_BENDS = (-2.256376396360793, 1.4905711794854284)
-
-
-def _gelu_bends(layer: Any) -> tuple[float, ...]:
-    bend = _GELU_TANH_BEND if layer.approximate == "tanh" else _GELU_BEND
-    return (-bend, bend)
-
-
-FACTS: dict[type[nn.Module], _Facts] = {
-    nn.ReLU: _ZERO,
-    nn.LeakyReLU: _ZERO,
-    nn.PReLU: _ZERO,
-    nn.ReLU6: _Facts(lambda layer: (0.0, 6.0), piecewise_linear=True),
-    nn.Hardtanh: _Facts(lambda layer: (float(layer.min_val), float(layer.max_val)), piecewise_linear=True),
-    nn.Hardsigmoid: _Facts(lambda layer: (-3.0, 3.0), piecewise_linear=True),
-    nn.Softshrink: _Facts(lambda layer: (-float(layer.lambd), float(layer.lambd)), piecewise_linear=True),
-    nn.ELU: _Facts(lambda layer: (0.0,)),
-    nn.CELU: _Facts(lambda layer: (0.0,)),
-    nn.SELU: _Facts(lambda layer: (0.0,)),
-    nn.Hardswish: _Facts(lambda layer: (-3.0, 3.0)),
-    nn.Tanh: _Facts(bends=lambda layer: (0.0,)),
-    nn.Sigmoid: _Facts(bends=lambda layer: (0.0,)),
-    nn.Softsign: _Facts(bends=lambda layer: (0.0,)),
-    nn.Tanhshrink: _Facts(bends=lambda layer: (0.0,)),
-    nn.Softplus: _Facts(),
-    nn.LogSigmoid: _Facts(),
-    nn.GELU: _Facts(bends=_gelu_bends),
-    nn.SiLU: _Facts(bends=lambda layer: (-_SILU_BEND, _SILU_BEND)),
-    nn.Mish: _Facts(bends=lambda layer: _MISH_BENDS),
-}
+def activation_of(module: nn.Module, kind: type[nn.Module]) -> Activation:
+    """A copy of `module`, which computes what `kind`, a key of SLOPES, computes."""
+    own = copy.deepcopy(module).to("cpu", torch.float64).eval().requires_grad_(False)
+    if getattr(own, "inplace", False):
+        own.__dict__["inplace"] = False
+    kinks, bends = (table[kind](own) if kind in table else () for table in (_KINKS, _BENDS))
+    return Activation(own, kind, kinks, bends)

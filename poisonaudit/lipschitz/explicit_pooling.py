@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from poisonaudit.layers import SLOPES
-from poisonaudit.lipschitz.activations import FACTS, Activation
+from poisonaudit.lipschitz.activations import Activation, activation_of
 from poisonaudit.lipschitz.graph import Window
 from poisonaudit.lipschitz.layer_maps import Unknown
 from poisonaudit.lipschitz.linear_maps import LinearMap, Shape, composed
@@ -60,7 +59,7 @@ def pooling_levels(window: Window, shape: Shape, positive: bool) -> Iterator[Lev
     while entries > 1:
         number += 1
         differences, sums = _pairs(entries, positive)
-        yield Level(number, composed(before, AxisMatrix(differences, before.shape_out)), _relu())
+        yield Level(number, composed(before, AxisMatrix(differences, before.shape_out)), activation_of(nn.ReLU(), nn.ReLU))
         units = (before.shape_out[0], differences.shape[0], *before.shape_out[2:])
         before, entries = AxisMatrix(sums, units), sums.shape[0]
     yield Level(number + 1, composed(before, Rearrangement(lambda rows: rows[:, :, 0], before.shape_out)), None)
@@ -83,9 +82,3 @@ def _pairs(entries: int, positive: bool) -> tuple[Tensor, Tensor]:
         joined[row, place : place + len(signs)] = torch.tensor(signs, dtype=torch.float64)
         place += len(signs)
     return torch.stack(differences), joined
-
-
-def _relu() -> Activation:
-    lower, upper = SLOPES[nn.ReLU](nn.ReLU())
-    ends = torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64)
-    return Activation("ReLU", functional.relu, ends, FACTS[nn.ReLU].kinks(nn.ReLU()), (), True, True)

@@ -120,7 +120,7 @@ class Node:
         """What later nodes see of rows (n, *shape)."""
         if self.window is not None:
             return self.window.largest(pre)
-        return pre if self.activation is None else self.activation.function(pre)
+        return pre if self.activation is None else self.activation.module(pre)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ def global_slopes(graph: Graph) -> Slopes:
     """Of all inputs."""
     return interval_slopes(
         {
-            position: activation.slopes
+            position: activation.ends(node.shape)
             for position, node in enumerate(graph.nodes)
             if (activation := node.activation) is not None
         }

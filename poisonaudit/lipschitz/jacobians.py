@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,9 +46,9 @@ def local_slopes(graph: Graph, rows: Tensor) -> Local:
         moves = (moves > 0).to(torch.float64)
         smooth &= torch.isfinite(pre).flatten(1).all(1)
         if node.activation is not None:
-            slopes[place] = node.activation.derivative(pre)
+            slopes[place] = node.activation.slopes(pre)
             smooth &= _off_kinks(node.activation, pre, terms, moves)
-            moves = moves * (slopes[place] != 0)
+            moves = moves * (~node.activation.constant(slopes[place]))
         if node.window is not None:
             chosen[place] = node.window.chosen(pre)
             certain, moves = _one_largest(node, pre, terms, moves)
@@ -107,38 +106,14 @@ def smoothed_slopes(graph: Graph, rows: Tensor, width: float) -> tuple[dict[int,
         node = graph.nodes[place]
         pre = node.bias + sum(edge.map.apply(post[edge.source]) for edge in graph.into(place))
         if node.activation is not None:
-            slopes[place] = _smoothed(node.activation, pre, width)
+            spread = width * pre.detach().abs().flatten(1).mean(1).clamp_min(1e-300)
+            values, slopes[place] = node.activation.smoothed(pre, spread.reshape(-1, *[1] * len(node.shape)))
+            post.append(values)
+            continue
         if node.window is not None:
             chosen[place] = node.window.chosen(pre.detach())
         post.append(node.value(pre))
     return slopes, chosen
-
-
-def _smoothed(activation: Activation, z: Tensor, width: float) -> Tensor:
-    """Derivative with its jumps spread out; of smooth activations the derivative itself."""
-    if not activation.kinks:
-        (found,) = torch.autograd.grad(activation.function(z).sum(), z, create_graph=True)
-        return found
-    spread = width * z.detach().abs().flatten(1).mean(1).clamp_min(1e-300).reshape(-1, *[1] * (z.dim() - 1))
-    total: Tensor | None = None
-    if not activation.piecewise_linear:
-        (total,) = torch.autograd.grad(activation.function(z).sum(), z, create_graph=True)
-        return total
-    for kink, below, above in _jumps(activation):
-        gate = torch.sigmoid((z - kink) / spread)
-        total = below + (above - below) * gate if total is None else total + (above - below) * gate
-    assert total is not None
-    return total
-
-
-def _jumps(activation: Activation) -> Sequence[tuple[float, Tensor, Tensor]]:
-    """Each kink with the derivatives beside it, in order."""
-    found = []
-    for kink in activation.kinks:
-        beside = torch.full_like(activation.slopes[0], kink)
-        step = max(abs(kink), 1.0) * 2.0**-40
-        found.append((kink, activation.derivative(beside - step), activation.derivative(beside + step)))
-    return found
 
 
 def _off_kinks(activation: Activation, pre: Tensor, terms: Tensor, moves: Tensor) -> Tensor:

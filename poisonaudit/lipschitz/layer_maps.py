@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from poisonaudit.layers import SLOPES
-from poisonaudit.lipschitz.activations import FACTS, Activation
+from poisonaudit.lipschitz.activations import Activation, activation_of
 from poisonaudit.lipschitz.graph import Window
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Matrix, Scale, Shape
 from poisonaudit.lipschitz.rearrangement import Rearrangement
@@ -21,6 +21,10 @@ from poisonaudit.lipschitz.window_maps import Average, Convolution
 
 # A linear map and the constant that it adds, None for none.
 Affine = tuple[LinearMap, Tensor | None]
+
+
+# Softplus is linear beyond its threshold, and drops by log(1 + exp(-threshold)) / beta there: 2e-9 at 20.
+SOFTPLUS_THRESHOLD = 20.0
 
 
 class Unknown(Exception):
@@ -72,7 +76,7 @@ _REARRANGEMENTS = {
 _SILENT_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "alpha_dropout"}
 
 
-def activation_of(layer: nn.Module, shape: Shape) -> Activation | None:
+def elementwise(layer: Any, shape: Shape) -> Activation | None:
     """The activation that a layer of torch is, None if it is none.
 
     Args:
@@ -83,45 +87,33 @@ def activation_of(layer: nn.Module, shape: Shape) -> Activation | None:
         The activation, or None.
 
     Raises:
-        Unknown: a subclass with a forward of its own, or an activation without a known range of slopes.
+        Unknown: one with a forward of its own, or with slopes without limit.
     """
     kind = type(layer)
-    if kind not in FACTS or kind not in SLOPES:
+    if kind not in SLOPES or kind in _SILENT:
         return None
     if "forward" in vars(layer):
         raise Unknown("has a forward of its own")
-    facts = FACTS[kind]
-    lower, upper = SLOPES[kind](layer)
-    slopes = torch.as_tensor(lower, dtype=torch.float64), torch.as_tensor(upper, dtype=torch.float64)
-    return Activation(
-        name=kind.__name__,
-        function=_function(layer, shape),
-        slopes=slopes,
-        kinks=facts.kinks(layer),
-        bends=facts.bends(layer),
-        piecewise_linear=facts.piecewise_linear,
-        monotone=bool((slopes[0] >= 0).all()),
-    )
+    if kind is nn.PReLU and layer.weight.numel() > 1:
+        layer = _ChannelSlopes(layer.weight, shape)
+    if kind is nn.Softplus and layer.threshold < SOFTPLUS_THRESHOLD:
+        raise Unknown(f"has a threshold of {layer.threshold:g}, where it jumps; at least {SOFTPLUS_THRESHOLD:g} is known")
+    found = activation_of(layer, kind)
+    if not all(bool(torch.isfinite(end).all()) for end in found.ends(shape)):
+        raise Unknown("has slopes without limit")
+    return found
 
 
-def _function(layer: Any, shape: Shape) -> Callable[[Tensor], Tensor]:
-    """The elementwise function in float64, not in place."""
-    if isinstance(layer, nn.ReLU):
-        return functional.relu
-    if isinstance(layer, nn.PReLU):
-        weight = layer.weight.detach().double().cpu()
-        if weight.numel() > 1:
-            weight = weight.reshape(-1, *[1] * (len(shape) - 1))
-        return lambda z: torch.where(z > 0, z, weight * z)
-    other = copy.copy(layer)
-    if getattr(layer, "inplace", False):
-        other.__dict__["inplace"] = False
+class _ChannelSlopes(nn.Module):
+    """PReLU with one slope a channel, whatever axes come before a row's."""
 
-    def apply(z: Tensor) -> Tensor:
-        found: Tensor = other(z)
-        return found
+    def __init__(self, weight: Tensor, shape: Shape) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_double(weight).reshape(-1, *[1] * (len(shape) - 1)), requires_grad=False)
 
-    return apply
+    def forward(self, z: Tensor) -> Tensor:
+        """Elementwise."""
+        return torch.where(z > 0, z, self.weight * z)
 
 
 def window_of(layer: Any, shape: Shape) -> Window | None:
@@ -194,7 +186,7 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
         kind, names = _FUNCTIONS[name]
         given = dict(zip(names, arguments, strict=False)) | options
         layer = kind(**given).eval()
-        found: Any = activation_of(layer, shape) or window_of(layer, shape)
+        found: Any = elementwise(layer, shape) or window_of(layer, shape)
         return found if found is not None else affine_of(layer, shape)
     if name in _SILENT_FUNCTIONS:
         training = options.get("training", arguments[1] if len(arguments) > 1 else True)

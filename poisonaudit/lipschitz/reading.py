@@ -13,7 +13,7 @@ from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.explicit_pooling import pooling_levels
 from poisonaudit.lipschitz.graph import Edge, Graph, Node, Window
-from poisonaudit.lipschitz.layer_maps import Affine, Unknown, activation_of, affine_of, function_of, window_of
+from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, elementwise, function_of, window_of
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 
@@ -140,7 +140,7 @@ class _Reader:
             raise _refused(f"layer {name} ({type(layer).__name__}) does not see the input")
         shape = value.map.shape_out
         try:
-            activation = activation_of(layer, shape)
+            activation = elementwise(layer, shape)
             window = window_of(layer, shape)
             if window is not None and self.explicit:
                 return self._cascade(name, value, window)

@@ -1,0 +1,215 @@
+"""Local Lipschitz constants, certified radii and certified accuracy: what holds in an l_inf ball around an input."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.lipschitz.graph import Graph
+from poisonaudit.lipschitz.graph_lower import attained_norm
+from poisonaudit.lipschitz.graph_rounding import certified_rows
+from poisonaudit.lipschitz.linear_maps import Matrix
+from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
+from poisonaudit.lipschitz.reading import read_graph
+from poisonaudit.lipschitz.stages import staged
+
+# Multiplications of K_5's full form in a ball; beyond, it restarts.
+LOCAL_WORK = 2e10
+
+
+@dataclass(frozen=True)
+class LocalBounds:
+    """Bounds of a network's Lipschitz constant inside one l_inf ball.
+
+    Attributes:
+        upper: sound, rounding included.
+        lower: largest norm of the true Jacobian found in the ball; None where it was not searched.
+        unstable: neurons whose slope is not fixed in the ball.
+        neurons: all.
+        norm: of inputs and outputs.
+        radius: of the ball.
+        seconds: of the upper bound.
+    """
+
+    upper: float
+    lower: float | None
+    unstable: int
+    neurons: int
+    norm: str
+    radius: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CertifiedRadii:
+    """How far every input may move in l_inf without a change of the prediction.
+
+    Attributes:
+        radii: (n,) proved; 0 where the prediction is wrong already.
+        correct: (n,) whether the prediction is the label.
+        largest: radii were searched up to here.
+        seconds: in all.
+    """
+
+    radii: Tensor
+    correct: Tensor
+    largest: float
+    seconds: float
+
+    def accuracy(self, at: Sequence[float]) -> list[float]:
+        """Share of inputs that are certified to stay right up to each radius: the certified accuracy curve."""
+        return [float((self.correct & (self.radii >= radius)).double().mean()) for radius in at]
+
+    @property
+    def median(self) -> float:
+        """Median radius, 0 counted for wrong predictions."""
+        return float(self.radii.median())
+
+
+def local_lipschitz(
+    model: nn.Module,
+    x: Tensor,
+    radius: float,
+    norm: str = "linf",
+    *,
+    box: tuple[float, float] | None = None,
+    seed: int = 0,
+    search_work: float = 1e9,
+) -> list[LocalBounds]:
+    """Bound the Lipschitz constant inside the l_inf ball around each input.
+
+    Args:
+        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode.
+        x: (n, ...) inputs.
+        radius: of the balls, in input units.
+        norm: "linf" or "l1", of changes of inputs and outputs; the ball is l_inf in any case.
+        box: least and largest input there is; the balls are cut there.
+        seed: of the search for the lower bound.
+        search_work: multiplications that search may take, about; 0 leaves it out.
+
+    Returns:
+        One result per input.
+
+    Raises:
+        UsageError: PA301, unknown norm; PA304, a radius below 0.
+        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs that do not fit it.
+    """
+    if norm not in ("linf", "l1"):
+        raise UsageError("PA301", f"unknown norm {norm!r}. Local bounds are in 'linf' or 'l1'. Choose one.")
+    graph, rows = _prepared(model, x, radius)
+    found = []
+    for number, row in enumerate(rows):
+        begun = time.perf_counter()
+        with torch.no_grad():
+            ranges = activation_ranges(graph, row, radius, _box(box, row))
+            stages = staged(graph, norm, LOCAL_WORK, ranges.derivative)
+            upper = float(certified_rows(stages)[1].max())
+        seconds = time.perf_counter() - begun
+        lower = None
+        if search_work > 0:
+            lower = attained_norm(graph, norm, None, seed + number, ball=(row, radius), search_work=search_work)
+        neurons = sum(graph.nodes[place].size for place in graph.activations())
+        found.append(LocalBounds(upper, lower, ranges.unstable, neurons, norm, radius, seconds))
+    return found
+
+
+def certified_radii(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    *,
+    largest: float = 1.0,
+    steps: int = 10,
+    box: tuple[float, float] | None = None,
+) -> CertifiedRadii:
+    """The l_inf radius within which each prediction provably stays the label, by bisection over proofs.
+
+    At each radius tried, activations get the slopes of chords from the input, and the margins of the label's logit over
+    the others are bounded as differences of rows, not as differences of bounds. A radius is reported only where its own
+    proof succeeded, with all rounding.
+
+    Args:
+        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode.
+        x: (n, ...) inputs.
+        labels: (n,) classes.
+        largest: radii are searched up to here.
+        steps: of the bisection; the answer is within `largest / 2^steps` of what these proofs can give.
+        box: least and largest input there is.
+
+    Returns:
+        The radii.
+
+    Raises:
+        UsageError: PA304, a radius or number of steps that is not positive.
+        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs or labels that do not fit it.
+    """
+    if not largest > 0 or steps < 1:
+        raise UsageError("PA304", f"largest is {largest}, steps {steps}. Both have to be positive. Raise them.")
+    graph, rows = _prepared(model, x, largest)
+    outputs = graph.nodes[-1].size
+    labels = torch.as_tensor(labels).detach().cpu()
+    if (
+        labels.shape != (len(rows),)
+        or labels.is_floating_point()
+        or not bool(((0 <= labels) & (labels < outputs)).all())
+    ):
+        raise InputRefused(
+            "PA230",
+            f"labels have shape {tuple(labels.shape)}. {len(rows)} classes of {outputs} were expected. Pass those.",
+        )
+    begun = time.perf_counter()
+    with torch.no_grad():
+        correct = graph.values(rows)[-1].flatten(1).argmax(1) == labels
+        radii = [
+            _radius(graph, row, int(label), largest, steps, _box(box, row)) if right else 0.0
+            for row, label, right in zip(rows, labels, correct, strict=True)
+        ]
+    return CertifiedRadii(torch.tensor(radii, dtype=torch.float64), correct, largest, time.perf_counter() - begun)
+
+
+def _radius(
+    graph: Graph, row: Tensor, label: int, largest: float, steps: int, box: tuple[Tensor, Tensor] | None
+) -> float:
+    if _stays(activation_ranges(graph, row, largest, box), label):
+        return largest
+    proved, refuted = 0.0, largest
+    for _ in range(steps):
+        middle = 0.5 * (proved + refuted)
+        if _stays(activation_ranges(graph, row, middle, box), label):
+            proved = middle
+        else:
+            refuted = middle
+    return proved
+
+
+def _stays(ranges: Ranges, label: int) -> bool:
+    """Whether the label's logit provably exceeds every other one in the ball."""
+    outputs = ranges.values.centre.numel()
+    others = [place for place in range(outputs) if place != label]
+    difference = torch.zeros(len(others), outputs, dtype=torch.float64)
+    difference[:, label] = 1.0
+    difference[torch.arange(len(others)), torch.tensor(others)] = -1.0
+    margins = []
+    for form in (ranges.deviation, ranges.values):
+        compared = form.through(Matrix(difference))
+        margins.append(compared.centre - compared.radius())
+    return bool((torch.stack(margins).amax(0) > 0).all())
+
+
+def _prepared(model: nn.Module, x: Tensor, radius: float) -> tuple[Graph, Tensor]:
+    """The graph and the rows in float64."""
+    if not radius >= 0:
+        raise UsageError("PA304", f"radius is {radius}. It is a distance. Pass 0 or more.")
+    rows = torch.as_tensor(x).detach().to("cpu", torch.float64)
+    if rows.dim() < 2 or not bool(torch.isfinite(rows).all()):
+        raise InputRefused("PA230", f"x has shape {tuple(rows.shape)} or holds NaN. Rows of inputs were expected.")
+    return read_graph(model, tuple(rows.shape[1:])), rows
+
+
+def _box(box: tuple[float, float] | None, row: Tensor) -> tuple[Tensor, Tensor] | None:
+    return None if box is None else (torch.full_like(row, box[0]), torch.full_like(row, box[1]))
