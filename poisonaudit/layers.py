@@ -40,7 +40,7 @@ SLOPES: dict[type[nn.Module], Callable[[Any], tuple[Slope, Slope]]] = {
     # exp(x / alpha) below zero: with a negative alpha it grows without limit.
     nn.CELU: lambda layer: (0.0, 1.0 if layer.alpha > 0 else math.inf),
     nn.SELU: lambda layer: (0.0, 1.7580994),  # scale * alpha = 1.75809934..
-    nn.ReLU6: lambda layer: _UNIT,
+    nn.ReLU6: lambda layer: _UNIT,  # in front of Hardtanh, its parent
     nn.Hardtanh: lambda layer: _UNIT,
     nn.Hardsigmoid: lambda layer: (0.0, math.nextafter(1.0 / 6.0, 1.0)),
     nn.Hardswish: lambda layer: (-0.5, 1.5),
@@ -135,7 +135,7 @@ def dense_layers(model: nn.Module, flat: bool) -> tuple[list[tuple[Leaf, tuple[n
 
 def steepest(layer: nn.Module) -> float:
     """Bound on the |slope| of a layer of SLOPES."""
-    return max(float(torch.as_tensor(slope).abs().max()) for slope in SLOPES[type(layer)](layer))
+    return max(float(torch.as_tensor(slope, dtype=torch.float64).abs().max()) for slope in SLOPES[type(layer)](layer))
 
 
 def _out_of_place(layer: nn.Module) -> nn.Module:

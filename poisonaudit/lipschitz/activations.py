@@ -28,10 +28,16 @@ _KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
 }
 # Where the slope of one of these is zero, it is constant nearby.
 _PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
-# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates.
-_WITHOUT_CANCELLING: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded to
+# float32 for Hardsigmoid (torch 2.15).
+_OWN_SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: lambda z: (z > 0.0).to(z.dtype),
     nn.Tanh: lambda z: torch.cosh(z).square().reciprocal(),
     nn.Sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
+    nn.LogSigmoid: lambda z: torch.sigmoid(-z),
+    nn.Softsign: lambda z: (1.0 + z.abs()).square().reciprocal(),
+    nn.Tanhshrink: lambda z: torch.tanh(z).square(),
+    nn.Hardsigmoid: lambda z: (z.abs() < 3.0).to(z.dtype) / 6.0,
     nn.Identity: torch.ones_like,
 }
 
@@ -64,8 +70,8 @@ class Activation:
 
     def slopes(self, z: Tensor) -> Tensor:
         """The derivative at pre-activations `z` (batch, n); meaningless at a kink."""
-        if self.kind in _WITHOUT_CANCELLING:
-            return _WITHOUT_CANCELLING[self.kind](z.detach())
+        if self.kind in _OWN_SLOPES:
+            return _OWN_SLOPES[self.kind](z.detach())
         point = z.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.module(point).sum(), point)
@@ -85,10 +91,11 @@ class Activation:
         """
         if self.changes_nothing:
             return z, torch.ones_like(z)
-        if self.kind is nn.ReLU:  # the same numbers without a second graph
-            return z.relu(), torch.sigmoid(z / spread)
         values = self.module(z)
-        (slopes,) = torch.autograd.grad(values.sum(), z, create_graph=True)
+        if issubclass(self.kind, _PIECEWISE_LINEAR):  # the same numbers without a second graph
+            slopes = self.slopes(z)
+        else:
+            (slopes,) = torch.autograd.grad(values.sum(), z, create_graph=True)
         for kink in self.kinks:
             room = 1e-6 * max(1.0, abs(kink))
             sides = torch.tensor([[kink - room], [kink + room]], dtype=z.dtype).expand(2, z.shape[1])

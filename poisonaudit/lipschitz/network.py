@@ -11,6 +11,7 @@ product can overflow.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -87,6 +88,11 @@ class Chain:
             return math.ldexp(value, self.exponent)
         except OverflowError:
             return math.inf
+
+    def unscaled_up(self, value: float) -> float:
+        """At least `value * 2^exponent`: exact, except among subnormal numbers, where it is rounded up."""
+        result = self.unscaled(value)
+        return math.nextafter(result, math.inf) if result < sys.float_info.min else result
 
 
 def read_network(model_or_matrices: nn.Module | Sequence[Any]) -> DenseNetwork:
