@@ -3,30 +3,64 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-# Interval (lower, upper) of the slopes of each elementwise layer, rounded outwards where it is not exact
-# (GELU -0.1289.. to 1.1289.., SiLU -0.0998.. to 1.0998..).
-SLOPES: dict[type[nn.Module], Callable[[Any], tuple[float, float]]] = {
-    nn.ReLU: lambda layer: (0.0, 1.0),
-    nn.LeakyReLU: lambda layer: (min(1.0, float(layer.negative_slope)), max(1.0, float(layer.negative_slope))),
+# A bound of a slope: one number for all neurons, or one per channel.
+Slope = float | Tensor
+
+_UNIT = (0.0, 1.0)
+
+
+def _leaky(slope: float) -> tuple[float, float]:
+    return min(1.0, slope), max(1.0, slope)
+
+
+def _prelu(layer: Any) -> tuple[Slope, Slope]:
+    slope = layer.weight.detach().to("cpu", torch.float64)
+    if slope.numel() == 1:
+        return _leaky(float(slope))
+    return slope.clamp_max(1.0), slope.clamp_min(1.0)
+
+
+# Interval (lower, upper) that holds the derivative of each elementwise layer everywhere, kinks apart, and touches it at
+# both ends; rounded outwards to seven digits where the end is no float64. GELU: 1/2 -+ (erf(1)/2 + exp(-1)/sqrt(pi)), at
+# -+ sqrt 2. Its tanh form, SiLU and Mish turn where their second derivative vanishes: at -+ 1.4185041, at -+ 2.3993573,
+# at -2.2563764 and 1.4905712.
+SLOPES: dict[type[nn.Module], Callable[[Any], tuple[Slope, Slope]]] = {
+    nn.ReLU: lambda layer: _UNIT,
+    nn.LeakyReLU: lambda layer: _leaky(float(layer.negative_slope)),
+    nn.PReLU: _prelu,
     nn.ELU: lambda layer: (min(0.0, float(layer.alpha)), max(1.0, float(layer.alpha))),
-    nn.Tanh: lambda layer: (0.0, 1.0),
+    # exp(x / alpha) below zero: with a negative alpha it grows without limit.
+    nn.CELU: lambda layer: (0.0, 1.0 if layer.alpha > 0 else math.inf),
+    nn.SELU: lambda layer: (0.0, 1.7580994),  # scale * alpha = 1.75809934..
+    nn.ReLU6: lambda layer: _UNIT,  # in front of Hardtanh, its parent
+    nn.Hardtanh: lambda layer: _UNIT,
+    nn.Hardsigmoid: lambda layer: (0.0, math.nextafter(1.0 / 6.0, 1.0)),
+    nn.Hardswish: lambda layer: (-0.5, 1.5),
+    nn.Tanh: lambda layer: _UNIT,
     nn.Sigmoid: lambda layer: (0.0, 0.25),
-    nn.GELU: lambda layer: (-0.13, 1.13),
-    nn.SiLU: lambda layer: (-0.1, 1.1),
-    nn.Softplus: lambda layer: (0.0, 1.0),
+    nn.GELU: lambda layer: (-0.1289931, 1.1289931) if layer.approximate == "tanh" else (-0.1289042, 1.1289042),
+    nn.SiLU: lambda layer: (-0.0998394, 1.0998394),
+    nn.Mish: lambda layer: (-0.1125262, 1.0884982),
+    nn.Softplus: lambda layer: _UNIT,
+    nn.Softsign: lambda layer: _UNIT,
+    nn.LogSigmoid: lambda layer: _UNIT,
+    nn.Tanhshrink: lambda layer: _UNIT,
+    nn.Softshrink: lambda layer: _UNIT,
     nn.Identity: lambda layer: (1.0, 1.0),
     nn.Dropout: lambda layer: (1.0, 1.0),  # in eval mode; `leaves` gives no kind to one in train mode
 }
 # Layers that compute something else in train mode.
 CHANGES_WHEN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
 _UNCHANGED = (nn.Identity, nn.Dropout)
-_KNOWN: tuple[type[nn.Module], ...] = (nn.Sequential, nn.Linear, nn.Flatten, *SLOPES)
+_KNOWN: tuple[type[nn.Module], ...] = (nn.Sequential, nn.Linear, nn.Flatten, nn.BatchNorm1d, *SLOPES)
 
 
 @dataclass(frozen=True)
@@ -36,8 +70,8 @@ class Leaf:
     Attributes:
         name: dotted, as in named_modules(); empty for the model itself.
         module: the nn.Module.
-        kind: Linear, Flatten, a key of SLOPES, or Sequential for one with hooks; None for a layer of another class,
-            one with a forward of its own and Dropout in train mode.
+        kind: Linear, Flatten, BatchNorm1d, a key of SLOPES, or Sequential for one with hooks; None for a layer of
+            another class, one with a forward of its own, and BatchNorm1d and Dropout in train mode.
         hooked: whether forward hooks may change what it computes.
     """
 
@@ -101,7 +135,7 @@ def dense_layers(model: nn.Module, flat: bool) -> tuple[list[tuple[Leaf, tuple[n
 
 def steepest(layer: nn.Module) -> float:
     """Bound on the |slope| of a layer of SLOPES."""
-    return max(map(abs, SLOPES[type(layer)](layer)))
+    return max(float(torch.as_tensor(slope, dtype=torch.float64).abs().max()) for slope in SLOPES[type(layer)](layer))
 
 
 def _out_of_place(layer: nn.Module) -> nn.Module:
@@ -118,5 +152,6 @@ def _kind(module: nn.Module, subclasses: bool) -> type[nn.Module] | None:
     for kind in _KNOWN:
         if type(module) is kind or (subclasses and isinstance(module, kind)):
             own_forward = type(module).forward is not kind.forward or "forward" in vars(module)
-            return None if own_forward or (kind is nn.Dropout and module.training) else kind
+            random = kind in {nn.BatchNorm1d, nn.Dropout} and module.training
+            return None if own_forward or random else kind
     return None

@@ -7,56 +7,123 @@ from fractions import Fraction
 
 import pytest
 import torch
+from lipschitz_references import exact_k, exact_k3, exact_k5, one_product
+from torch import nn
 
+from poisonaudit.layers import SLOPES
 from poisonaudit.lipschitz import lipschitz_bounds
+from poisonaudit.lipschitz.enumeration import exact_constant
+from poisonaudit.lipschitz.network import chain_of, read_network
+from poisonaudit.lipschitz.rounding import certified_bounds, operation_count
+from poisonaudit.lipschitz.sign_coupled import entries_of
+from poisonaudit.lipschitz.upper import norm_of_sum_bound
+
+# Slopes: ReLU; a leaky one whose centre and radius round; those of GELU, as the bounds round them outwards.
+INTERVALS = {"relu": (0.0, 1.0), "leaky": (0.3, 1.0), "gelu": SLOPES[nn.GELU](nn.GELU())}
+KINDS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.3), "gelu": nn.GELU}
 
 
-def _times(left, right):
-    return [[sum(a * b for a, b in zip(row, column, strict=True)) for column in zip(*right, strict=True)]
-            for row in left]  # fmt: skip
+def _model(matrices, kind):
+    layers = []
+    for matrix in matrices:
+        layers += [nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, dtype=torch.float64), KINDS[kind]()]
+        layers[-2].weight.data.copy_(matrix)
+    return nn.Sequential(*layers[:-1]).eval()
 
 
-def exact_k5(matrices, norm="linf"):
-    """K_5 in rational numbers, written down from its definition."""
-    weights = [[[Fraction(float(entry)) for entry in row] for row in matrix] for matrix in matrices]
-    if norm == "l1":
-        weights = [[list(column) for column in zip(*weight, strict=True)] for weight in reversed(weights)]
-    vectors = [[[Fraction(1)] for _ in weights[0][0]]]
-    for end in range(1, len(weights) + 1):
-        total = [[Fraction(0)] for _ in weights[end - 1]]
-        for start in range(end):
-            product = weights[start]
-            for weight in weights[start + 1 : end]:
-                product = _times([[entry / 2 for entry in row] for row in weight], product)
-            radius = Fraction(1) if start == 0 else Fraction(1, 2)
-            term = _times([[abs(entry) for entry in row] for row in product], vectors[start])
-            total = [[a[0] + radius * b[0]] for a, b in zip(total, term, strict=True)]
-        vectors.append(total)
-    return max(entry[0] for entry in vectors[-1])
-
-
-def _small_nets():
-    """40 nets: 1 to 3 hidden layers of 3 to 5 neurons, N(0, 1) entries."""
-    for seed in range(40):
+def _small_nets(count, widest=5):
+    """1 to 3 hidden layers of 3 to `widest` neurons, N(0, 1) entries."""
+    for seed in range(count):
         generator = torch.Generator().manual_seed(seed)
-        widths = torch.randint(3, 6, (seed % 3 + 3,), generator=generator).tolist()
+        widths = torch.randint(min(3, widest), widest + 1, (seed % 3 + 3,), generator=generator).tolist()
         yield [
             torch.randn(rows, columns, generator=generator, dtype=torch.float64)
             for columns, rows in zip(widths[:-1], widths[1:], strict=True)
         ]
 
 
-@pytest.mark.parametrize("norm", ("linf", "l1"))
-def test_certified_is_never_below_the_exact_value_where_float64_is(norm):
+def _certified(matrices, kind, norm):
+    """The certified bounds by name, unscaled, and the plain K_5."""
+    chain = chain_of(read_network(_model(matrices, kind)), norm)
+    found = certified_bounds(chain, entries_of(chain), exact_constant(chain))
+    return {name: chain.unscaled_up(value) for name, value in found.items()}, chain.unscaled(norm_of_sum_bound(chain))
+
+
+def _check_against_rationals(count, kind, norm):
     below = 0
-    for matrices in _small_nets():
-        exact = exact_k5(matrices, norm)
-        bounds = lipschitz_bounds(matrices, norm)
-        assert Fraction(bounds.certified) >= exact
-        assert bounds.certified <= float(exact) * (1 + 1e-12)
-        assert bounds.k5 == pytest.approx(float(exact), rel=1e-13)
-        below += Fraction(bounds.k5) < exact
-    assert 5 <= below < 40  # plain float64 rounds to either side; 23 of 40 were reported
+    low, high = INTERVALS[kind]
+    for matrices in _small_nets(count):
+        exact = exact_k5(matrices, norm, low, high)
+        certified, plain = _certified(matrices, kind, norm)
+        assert Fraction(certified["k5"]) >= exact
+        assert certified["k5"] <= float(exact) * (1 + 1e-12)
+        assert plain == pytest.approx(float(exact), rel=1e-13)
+        third = exact_k3(matrices, norm, low, high)
+        assert third <= Fraction(certified["k3"]) <= third * (1 + Fraction(1, 10**12))
+        assert certified["k6"] <= certified["k5"]
+        bounds = lipschitz_bounds(_model(matrices, kind), norm)
+        assert bounds.certified <= min(certified.values()) * (1 + 1e-14)
+        below += Fraction(plain) < exact
+    return below
+
+
+@pytest.mark.parametrize("norm", ("linf", "l1"))
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_certified_is_never_below_the_exact_value_where_float64_is(kind, norm):
+    below = _check_against_rationals(12, kind, norm)
+    assert 1 <= below < 12  # plain float64 rounds to either side
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("norm", ("linf", "l1"))
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_certified_is_never_below_the_exact_value_on_200_nets(kind, norm):
+    below = _check_against_rationals(200, kind, norm)
+    assert 25 <= below < 200
+
+
+def _check_against_rational_enumeration(count, kind, norm):
+    """Every certified number is at least K itself; the one from enumeration is K up to its slack."""
+    for matrices in _small_nets(count, widest=3):
+        exact = exact_k(matrices[-3:], norm, *INTERVALS[kind])
+        certified, _ = _certified(matrices[-3:], kind, norm)
+        assert all(Fraction(value) >= exact for value in certified.values())
+        assert Fraction(certified["exact"]) <= exact * (1 + Fraction(1, 10**12))
+        assert Fraction(lipschitz_bounds(_model(matrices[-3:], kind), norm).certified) >= exact
+
+
+@pytest.mark.parametrize("norm", ("linf", "l1"))
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_certified_bounds_hold_for_the_rational_constant(kind, norm):
+    _check_against_rational_enumeration(6, kind, norm)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("norm", ("linf", "l1"))
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_certified_bounds_hold_for_the_rational_constant_on_200_nets(kind, norm):
+    _check_against_rational_enumeration(200, kind, norm)
+
+
+def test_centres_and_radii_hold_the_interval_exactly():
+    layers = [nn.PReLU(4, init=0.1), nn.GELU(), nn.LeakyReLU(0.3), nn.LeakyReLU(-7.1), nn.SiLU(), nn.Sigmoid()]
+    layers[0].weight.data.copy_(torch.tensor([0.1, -0.7, 3.3, 1.0]))
+    pieces = [piece for layer in layers for piece in (nn.Linear(4, 4), layer)]
+    chain = chain_of(read_network(nn.Sequential(*pieces, nn.Linear(4, 1))), "linf")
+    rounded = 0
+    for lower, upper, centre, radius, steepest in zip(
+        chain.lower, chain.upper, chain.centres, chain.radii, chain.steepest, strict=True
+    ):
+        assert centre.dtype == radius.dtype == torch.float64 and centre.shape == radius.shape == (4,)
+        for low, high, middle, half, most in zip(lower, upper, centre, radius, steepest, strict=True):
+            low, high, middle, half, most = (Fraction(float(value)) for value in (low, high, middle, half, most))
+            assert middle - half <= low <= high <= middle + half
+            assert abs(middle) + half <= most <= max(abs(low), abs(high)) * (1 + Fraction(1, 2**51))
+            rounded += half != (high - low) / 2
+    assert rounded > 0  # some radius needed rounding
+    relu = chain_of(read_network(_power(0)), "linf")
+    assert all(bool((values == 0.5).all()) for values in (*relu.centres, *relu.radii))
+    assert all(bool((values == 1.0).all()) for values in relu.steepest)
 
 
 def test_certified_for_float32_weights_means_exactly_those_weights():
@@ -64,8 +131,19 @@ def test_certified_for_float32_weights_means_exactly_those_weights():
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, generator=generator)
-    exact = exact_k5([model[0].weight.detach(), model[2].weight.detach()])
-    assert exact <= Fraction(lipschitz_bounds(model).certified) <= exact * (1 + Fraction(1, 10**12))
+    exact = exact_k([model[0].weight.detach(), model[2].weight.detach()])
+    bounds = lipschitz_bounds(model)
+    assert exact <= Fraction(bounds.certified) <= exact * (1 + Fraction(1, 10**12))
+    assert bounds.certified_winner == "exact"
+
+
+def test_a_folded_normalisation_widens_the_count():
+    matrices = _power(0)
+    norm = nn.BatchNorm1d(4, dtype=torch.float64).eval()
+    plain = _model(matrices, "relu")
+    folded = nn.Sequential(plain[0], norm, *plain[1:])
+    counts = [operation_count(chain_of(read_network(model), "linf")) for model in (plain, folded)]
+    assert counts[1] > counts[0]
 
 
 def _cancelling():
@@ -98,10 +176,14 @@ def _spread():
 )
 def test_certified_holds_in_awkward_cases(matrices, norm):
     exact = exact_k5(matrices, norm)
-    certified = lipschitz_bounds(matrices, norm).certified
+    certified, _ = _certified(matrices, "relu", norm)
     assert exact > 0
-    assert certified > 0
-    assert Fraction(certified) >= exact
+    assert Fraction(certified["k5"]) >= exact
+    # With many gates, one choice of them is a lower bound.
+    constant = exact_k(matrices, norm) if len(matrices) < 5 else one_product(matrices, norm)
+    assert constant > 0
+    bounds = lipschitz_bounds(matrices, norm)
+    assert all(Fraction(value) >= constant for value in (*certified.values(), bounds.certified))
 
 
 def test_extreme_scales_neither_overflow_nor_vanish():
@@ -109,7 +191,7 @@ def test_extreme_scales_neither_overflow_nor_vanish():
     plain = lipschitz_bounds(_power(0, sizes))
     scaled = [_power(0, sizes)[0] * 2.0**1000, _power(0, sizes)[1] * 2.0**-1000]
     bounds = lipschitz_bounds(scaled)
-    for name in ("k_star", "k1", "k2", "k3", "k4", "k5", "ellipsoid", "certified"):
+    for name in ("k_star", "k1", "k2", "k3", "k4", "k5", "k6", "exact", "ellipsoid", "certified"):
         assert getattr(bounds, name) == pytest.approx(getattr(plain, name), rel=1e-12), name
     overflowing = lipschitz_bounds([matrix * 1e200 for matrix in _power(0, sizes)])
     assert overflowing.certified == overflowing.best == math.inf

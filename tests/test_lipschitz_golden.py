@@ -40,6 +40,8 @@ def test_square_network_has_the_golden_bounds(depth):
     assert bounds.k3 == pytest.approx(depth + 1, rel=1e-14)
     assert bounds.k4 == pytest.approx(2 - 2.0**-depth, rel=1e-14)
     assert bounds.k5 == pytest.approx(2 - 2.0**-depth, rel=1e-14)
+    assert bounds.k6 == pytest.approx(2 - 2.0**-depth, rel=1e-14)
+    assert bounds.exact is None if depth > 5 else bounds.exact == pytest.approx(2 - 2.0**-depth, rel=1e-14)
     assert bounds.lower == pytest.approx(2 - 2.0**-depth, rel=1e-14)  # the true constant, attained
     assert bounds.k1 == pytest.approx(K1[depth - 1], rel=1e-7)
     assert bounds.k2 == pytest.approx(K2[depth - 1], rel=1e-7)

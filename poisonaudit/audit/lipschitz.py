@@ -9,7 +9,10 @@ from poisonaudit.audit.facts import measured
 from poisonaudit.lipschitz import LipschitzBounds, lipschitz_bounds
 from poisonaudit.results import Measure
 
-_BOUNDS = ("k_star", "k1", "k2", "k3", "k4", "k5", "ellipsoid", "best", "winner", "certified", "lower", "norm")
+_BOUNDS = (
+    *("k_star", "k1", "k2", "k3", "k4", "k5", "k6", "ellipsoid", "exact"),
+    *("best", "winner", "certified", "certified_winner", "lower", "norm"),
+)
 
 
 def upper_linf(context: Context) -> Measure:

@@ -1,4 +1,4 @@
-"""Certified bounds of how strongly a network can amplify a change of its input (l_inf and l_1)."""
+"""Certified bounds of how strongly a network can amplify a change of its input (l_inf, l_1 and l_2)."""
 
 from __future__ import annotations
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from poisonaudit.errors import UsageError
 from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
+from poisonaudit.lipschitz.enumeration import exact_constant
 from poisonaudit.lipschitz.lower import lower_bound, points_of
 from poisonaudit.lipschitz.network import Chain, chain_of, read_network
-from poisonaudit.lipschitz.rounding import certified_bound
+from poisonaudit.lipschitz.rounding import certified_bounds
+from poisonaudit.lipschitz.sign_coupled import Entries, entries_of, sign_coupled_bound
 from poisonaudit.lipschitz.upper import (
     absolute_product_bound,
-    entrywise_bound,
     norm_of_sum_bound,
     product_bound,
     subset_absolute_bound,
@@ -28,9 +29,9 @@ from poisonaudit.lipschitz.upper import (
 from poisonaudit.lipschitz.virmaux import singular_split_bound
 from poisonaudit.registry import unknown_name
 
-NORMS = ("linf", "l1")
+NORMS = ("linf", "l1", "l2")
 # In this order ties go to the earlier name.
-UPPER_BOUNDS = ("k5", "k4", "k3", "k1", "k_star", "k2", "ellipsoid")
+UPPER_BOUNDS = ("k5", "k6", "k4", "k3", "k1", "k_star", "k2", "ellipsoid", "exact")
 
 Value = TypeVar("Value")
 
@@ -39,19 +40,26 @@ Value = TypeVar("Value")
 class LipschitzBounds:
     """Bounds of the Lipschitz constant of a network, inputs and outputs both measured in `norm`.
 
+    In l_2 the bounds k3, k4 and k5 are spectral norms of entrywise bounds.
+
     Attributes:
         k_star: product of the layers' norms (K_*).
         k1: Combettes and Pesquet (K_1).
-        k2: Virmaux and Scaman (K_2); None if a hidden layer is wider than 16.
+        k2: Virmaux and Scaman (K_2); None if a hidden layer is wider than 16 (in l_2: 12).
         k3: norm of the product of absolute matrices (K_3).
-        k4: Després and Pintore (K_4); None beyond 12 hidden layers.
+        k4: Després and Pintore (K_4); None beyond 12 hidden layers, and in l_2 where it would fill the memory.
         k5: norm of the sum (K_5), never above K_4.
+        k6: K_5 with the signs of every output row coupled (K_6), never above K_5; None in l_2.
         ellipsoid: the l_2 route; None where its matrices are too large (a few thousand neurons a layer).
+        exact: K itself, the largest norm over all choices of slopes, which all bounds above bound; None beyond 16
+            neurons. The network may not reach it: its neurons choose their slopes together.
         lower: largest norm of the true Jacobian found at an input.
         best: the smallest of the upper bounds above, in plain float64 ("numerical").
         winner: the name of the bound that gave `best`.
-        certified: a bound that holds with all float64 rounding accounted for.
-        norm: "linf" or "l1".
+        certified: a bound that holds with all float64 rounding accounted for: the smallest of those of K_3, K_5, K_6,
+            the ellipsoid and, in l_inf and l_1, K.
+        certified_winner: the name of the bound that gave `certified`.
+        norm: "linf", "l1" or "l2".
         hidden_layers: number of layers of activations.
         seconds: wall time per bound.
     """
@@ -62,11 +70,14 @@ class LipschitzBounds:
     k3: float
     k4: float | None
     k5: float
+    k6: float | None
     ellipsoid: float | None
+    exact: float | None
     lower: float
     best: float
     winner: str
     certified: float
+    certified_winner: str
     norm: str
     hidden_layers: int
     seconds: Mapping[str, float]
@@ -78,9 +89,11 @@ def lipschitz_bounds(
     """Bound how strongly a dense network can amplify a change of its input, over all inputs.
 
     Args:
-        model_or_matrices: nn.Sequential of Linear, ReLU, Tanh, Sigmoid, Identity, Flatten; or one nn.Linear;
+        model_or_matrices: nn.Sequential of Linear, elementwise activations (ReLU, LeakyReLU, PReLU, ELU, CELU, SELU,
+            ReLU6, Hardtanh, Hardsigmoid, Hardswish, Tanh, Sigmoid, GELU, SiLU, Mish, Softplus, Softsign, LogSigmoid,
+            Tanhshrink, Softshrink, Identity), Flatten, and BatchNorm1d and Dropout in eval mode; or one nn.Linear;
             or the matrices `[W_0, ..., W_l]` applied in that order, ReLU between them, zero biases.
-        norm: "linf" or "l1": the norm of inputs and outputs.
+        norm: "linf", "l1" or "l2": the norm of inputs and outputs.
         x: (n, ...) points where the lower bound looks first, in input units; None: random N(0, I) points.
         seed: of the search for the lower bound.
 
@@ -113,15 +126,22 @@ def lipschitz_bounds(
             "k_star": timed("k_star", lambda: product_bound(chain)),
             "k1": timed("k1", lambda: subset_norm_bound(chain)),
             "k2": timed("k2", lambda: singular_split_bound(chain)),
+            "k3": timed("k3", lambda: absolute_product_bound(chain)),
             "k4": timed("k4", lambda: subset_absolute_bound(chain)),
+            "k6": None,
+            "exact": timed("exact", lambda: exact_constant(chain)),
         }
-        k3 = scaled["k3"] = timed("k3", lambda: absolute_product_bound(chain))
         k5 = scaled["k5"] = timed("k5", lambda: norm_of_sum_bound(chain))
-        scaled["ellipsoid"] = timed("ellipsoid", lambda: ellipsoid_bound(chain, entrywise_bound(chain)))
-        certified = timed("certified", lambda: certified_bound(chain, k3, k5))
+        entries = timed("entries", lambda: entries_of(chain))
+        if chain.norm == "linf":
+            # Their last digits are rounded apart.
+            scaled["k6"] = min(k5, timed("k6", lambda: sign_coupled_bound(chain, entries)))
+        seconds["k6"] = seconds.pop("entries") + seconds.get("k6", 0.0)
+        scaled["ellipsoid"] = timed("ellipsoid", lambda: ellipsoid_bound(chain, entries.largest))
+        upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
+        certified_winner, certified = timed("certified", lambda: _certified(chain, entries, scaled))
     with torch.enable_grad():
         lower = timed("lower", lambda: lower_bound(network, norm, points, seed))
-    upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
     present = {name: value for name in UPPER_BOUNDS if (value := upper[name]) is not None}
     winner = min(present, key=lambda name: present[name])
     return LipschitzBounds(
@@ -131,15 +151,32 @@ def lipschitz_bounds(
         k3=present["k3"],
         k4=upper["k4"],
         k5=present["k5"],
+        k6=upper["k6"],
         ellipsoid=upper["ellipsoid"],
+        exact=upper["exact"],
         lower=lower,
         best=present[winner],
         winner=winner,
         certified=certified,
+        certified_winner=certified_winner,
         norm=norm,
         hidden_layers=chain.hidden,
         seconds=seconds,
     )
+
+
+def _certified(chain: Chain, entries: Entries, scaled: Mapping[str, float | None]) -> tuple[str, float]:
+    """The smallest of the bounds that hold with all rounding accounted for, unscaled, and its name."""
+    if not chain.connected:
+        return "k5", 0.0
+    sound = certified_bounds(chain, entries, scaled["exact"])
+    numerical = scaled["ellipsoid"]
+    # Proving the ellipsoid costs more than computing it: only where it can win.
+    if numerical is not None and numerical < min(sound.values()):
+        proved = ellipsoid_bound(chain, entries.largest, sound=True)
+        sound["ellipsoid"] = math.inf if proved is None or math.isnan(proved) else proved
+    winner = min(sound, key=lambda name: sound[name])
+    return winner, chain.unscaled_up(sound[winner])
 
 
 def _unscaled(chain: Chain, value: float | None) -> float | None:

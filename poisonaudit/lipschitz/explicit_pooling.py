@@ -59,7 +59,9 @@ def pooling_levels(window: Window, shape: Shape, positive: bool) -> Iterator[Lev
     while entries > 1:
         number += 1
         differences, sums = _pairs(entries, positive)
-        yield Level(number, composed(before, AxisMatrix(differences, before.shape_out)), activation_of(nn.ReLU(), nn.ReLU))
+        yield Level(
+            number, composed(before, AxisMatrix(differences, before.shape_out)), activation_of(nn.ReLU(), nn.ReLU)
+        )
         units = (before.shape_out[0], differences.shape[0], *before.shape_out[2:])
         before, entries = AxisMatrix(sums, units), sums.shape[0]
     yield Level(number + 1, composed(before, Rearrangement(lambda rows: rows[:, :, 0], before.shape_out)), None)

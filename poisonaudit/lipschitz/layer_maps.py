@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -97,7 +96,9 @@ def elementwise(layer: Any, shape: Shape) -> Activation | None:
     if kind is nn.PReLU and layer.weight.numel() > 1:
         layer = _ChannelSlopes(layer.weight, shape)
     if kind is nn.Softplus and layer.threshold < SOFTPLUS_THRESHOLD:
-        raise Unknown(f"has a threshold of {layer.threshold:g}, where it jumps; at least {SOFTPLUS_THRESHOLD:g} is known")
+        raise Unknown(
+            f"has a threshold of {layer.threshold:g}, where it jumps; at least {SOFTPLUS_THRESHOLD:g} is known"
+        )
     found = activation_of(layer, kind)
     if not all(bool(torch.isfinite(end).all()) for end in found.ends(shape)):
         raise Unknown("has slopes without limit")

@@ -1,8 +1,9 @@
 """Lower bounds: the largest Jacobian norm that the network attains at some input.
 
-Only points where the network is differentiable count. A ReLU whose pre-activation is within 1e-9 of zero,
-relative to the sum of the absolute terms it was computed from, may be on a kink or on either side of it, and
-the point is left out (unless no path of active neurons leads to that ReLU, so that it is constant nearby). By
+Only points where the network is differentiable count. A neuron whose pre-activation is within 1e-9 of a kink of
+its activation (zero for ReLU), relative to the sum of the absolute terms it was computed from, may be on the kink or
+on either side of it, and the point is left out (unless no path of active neurons leads there, so that it is
+constant nearby). By
 Rademacher's theorem almost every input qualifies. The search is a sign ascent on a smoothed Jacobian from
 several starts; the score is always the true one. Nothing keeps the search inside the range of the data: the
 bounds beside it are global too.
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from poisonaudit.errors import InputRefused
-from poisonaudit.lipschitz.network import DenseNetwork, as_tensor, scaled
+from poisonaudit.lipschitz.network import DenseNetwork, scaled
+from poisonaudit.lipschitz.pieces import as_tensor
 
 RANDOM_STARTS = 1024
 FEWEST_STARTS = 32
@@ -36,7 +38,7 @@ def lower_bound(network: DenseNetwork, norm: str, x: Tensor | None, seed: int) -
 
     Args:
         network: the network.
-        norm: "linf" or "l1", the induced norm.
+        norm: "linf", "l1" or "l2", the induced norm.
         x: (n, n_0) float64 points to look at first; None looks at N(0, I).
         seed: of the random points and of the ascents.
 
@@ -51,7 +53,9 @@ def lower_bound(network: DenseNetwork, norm: str, x: Tensor | None, seed: int) -
     points = torch.randn(count, width, generator=generator, dtype=torch.float64) if x is None else x
     values = _attained(network, matrices, norm, points)
     best = float(values.max())
-    if set(network.activations) - {"identity"}:  # otherwise the Jacobian is the same everywhere
+    if not all(
+        activation.changes_nothing for activation in network.activations
+    ):  # otherwise the Jacobian is the same everywhere
         # Wide networks get fewer ascents and steps; four passes a step.
         ascents = max(FEWEST_ASCENTS, min(ASCENTS, int(_ASCENT_WORK / (4.0 * work * FEWEST_STEPS))))
         order = values.argsort(descending=True, stable=True)[:ascents]
@@ -126,24 +130,17 @@ def _slopes(network: DenseNetwork, points: Tensor) -> tuple[list[Tensor], Tensor
     smooth = torch.ones(len(points), dtype=torch.bool)
     moving = torch.ones_like(points)  # 1 where a neuron may depend on the input near the point
     slopes = []
-    for weight, bias, name in zip(network.weights, network.biases, network.activations, strict=False):
+    for weight, bias, activation in zip(network.weights, network.biases, network.activations, strict=False):
         z = h @ weight.T + bias
         terms = h.abs() @ weight.abs().T + bias.abs()
         moving = (moving @ (weight != 0.0).to(torch.float64).T > 0.0).to(torch.float64)
-        if name == "relu":
-            slope = (z > 0.0).to(torch.float64)
-            certain = (z.abs() > _KINK * terms) | (moving == 0.0)
-            smooth &= (certain & torch.isfinite(z)).all(1)
-            moving = moving * slope
-            h = z.clamp_min(0.0)
-        elif name == "tanh":
-            h = torch.tanh(z)
-            slope = torch.cosh(z).square().reciprocal()  # 1 - tanh^2 would cancel where tanh saturates
-        elif name == "sigmoid":
-            h = torch.sigmoid(z)
-            slope = h * torch.sigmoid(-z)
-        else:
-            slope, h = torch.ones_like(z), z
+        slope = activation.slopes(z)
+        for kink in activation.kinks:
+            certain = ((z - kink).abs() > _KINK * (terms + abs(kink))) | (moving == 0.0)
+            smooth &= certain.all(1)
+        smooth &= torch.isfinite(z).all(1)
+        moving = moving * (~activation.constant(slope)).to(torch.float64)
+        h = activation.module(z)
         slopes.append(slope)
     return slopes, smooth
 
@@ -162,12 +159,18 @@ def _jacobian(matrices: Sequence[Tensor], slopes: Sequence[Tensor], count: int) 
 
 
 def _norms(jacobian: Tensor, norm: str) -> Tensor:
-    """Induced norm per point: largest absolute row sum (linf) or column sum (l1)."""
+    """Induced norm per point: largest absolute row sum (linf), column sum (l1) or singular value (l2)."""
+    if norm == "l2":
+        if not bool(torch.isfinite(jacobian).all()):  # the decomposition would raise
+            finite = torch.isfinite(jacobian).flatten(1).all(1)
+            norms = _norms(jacobian.where(finite[:, None, None], torch.zeros(())), norm)
+            return norms.where(finite, torch.full_like(norms, math.inf))
+        return torch.linalg.matrix_norm(jacobian, 2)
     return jacobian.abs().sum(2 if norm == "linf" else 1).amax(1)
 
 
 def _ascend(network: DenseNetwork, matrices: Sequence[Tensor], norm: str, starts: Tensor, steps: int) -> float:
-    """Sign ascent on the Jacobian norm, ReLU gates smoothed to sigmoids that sharpen as the steps shrink."""
+    """Sign ascent on the Jacobian norm, kinks smoothed to sigmoids that sharpen as the steps shrink."""
     points = starts.clone()
     size = _size(points)
     best = -1.0
@@ -190,21 +193,11 @@ def _size(points: Tensor) -> Tensor:
 
 
 def _smoothed(network: DenseNetwork, points: Tensor, width: float) -> list[Tensor]:
-    """Differentiable stand-ins for the slopes; a ReLU gate opens over `width` times the layer's mean |z|."""
+    """Differentiable stand-ins for the slopes; a kink spreads over `width` times the layer's mean |z|."""
     h, slopes = points, []
-    for weight, bias, name in zip(network.weights, network.biases, network.activations, strict=False):
+    for weight, bias, activation in zip(network.weights, network.biases, network.activations, strict=False):
         z = h @ weight.T + bias
-        if name == "relu":
-            spread = width * z.detach().abs().mean(1, keepdim=True).clamp_min(1e-300)
-            slopes.append(torch.sigmoid(z / spread))
-            h = z.relu()
-        elif name == "tanh":
-            h = torch.tanh(z)
-            slopes.append(1.0 - h.square())
-        elif name == "sigmoid":
-            h = torch.sigmoid(z)
-            slopes.append(h * (1.0 - h))
-        else:
-            slopes.append(torch.ones_like(z))
-            h = z
+        spread = width * z.detach().abs().mean(1, keepdim=True).clamp_min(1e-300)
+        h, slope = activation.smoothed(z, spread)
+        slopes.append(slope)
     return slopes

@@ -1,9 +1,13 @@
-"""The upper bounds K_*, K_1, K_3, K_4 and K_5 of a chain, all in the l_inf norm and in plain float64.
+"""The upper bounds K_*, K_1, K_3, K_4 and K_5 of a chain in plain float64.
 
 Notation of Després and Pintore: `C_(j,i) = W_(j-1) c_(j-1) W_(j-2) ... c_(i+1) W_i` is the signed product
 through the centre slopes c (1/2 for ReLU) from node i to node j; node 0 is the input, node l + 1 the output.
-A slope is centre plus radius times a number in [-1, 1], so the Jacobian is a sum over subsets of the hidden
-layers, in which every chosen layer r cuts the product and contributes its radius.
+A slope is centre plus radius rho times a number in [-1, 1], neuron by neuron, so the Jacobian is a sum over
+subsets of the hidden layers, in which every chosen layer r cuts the product and contributes diag(rho_r).
+
+`N` is the induced l_inf norm, or the spectral norm where `chain.norm` is "l2". Both grow with the absolute
+entries, so the spectral norm of an entrywise bound is a bound too. `K_5 <= K_4 <= K_1` and `K_5 <= K_3 <= K_*`
+always; `K_4 <= K_3` and `K_1 <= K_*` are theorems where centre and radius are the same in a whole layer.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from torch import Tensor
 from poisonaudit.lipschitz.network import Chain
 
 K4_HIDDEN_LAYERS = 12
+# In l_2 every subset keeps a whole matrix.
+K4_ENTRIES = 2**25
 
 
 def norm_linf(matrix: Tensor) -> float:
@@ -23,78 +29,139 @@ def norm_linf(matrix: Tensor) -> float:
     return float(matrix.abs().sum(1).max()) if matrix.numel() else 0.0
 
 
+def norm_l2(matrix: Tensor) -> float:
+    """The spectral norm (0 for a matrix without entries, infinite where the decomposition fails)."""
+    if not matrix.numel():
+        return 0.0
+    try:
+        return float(torch.linalg.matrix_norm(matrix, 2))
+    except RuntimeError:  # torch.linalg.LinAlgError is one
+        return float("inf")
+
+
+def norm_in(chain: Chain, matrix: Tensor) -> float:
+    """The norm that the chain is bounded in."""
+    return norm_l2(matrix) if chain.norm == "l2" else norm_linf(matrix)
+
+
 def product_bound(chain: Chain) -> float:
     """K_*: the product of the layers' norms and steepest slopes."""
     value = 1.0
-    for factor in (*(norm_linf(weight) for weight in chain.weights), *chain.steepest):
-        value *= factor
+    for weight in chain.weights:
+        value *= norm_in(chain, weight)
+    for slopes in chain.steepest:
+        value *= float(slopes.max())
     return value
 
 
 def absolute_product_bound(chain: Chain) -> float:
-    """K_3 = N(|W_l| ... |W_0|), times the steepest slopes: one vector through the absolute network."""
-    carried = chain.weights[0].abs().sum(1)
-    for slope, weight in zip(chain.steepest, chain.weights[1:], strict=True):
-        carried = weight.abs() @ (slope * carried)
-    return float(carried.max())
+    """K_3 = N(|W_l| ... |W_0|), times the steepest slopes: in l_inf one vector through the absolute network."""
+    if chain.norm == "l2":
+        return norm_l2(absolute_product(chain))
+    return float(_absolute(chain, torch.ones(chain.weights[0].shape[1], 1, dtype=torch.float64)).max())
+
+
+def absolute_product(chain: Chain) -> Tensor:
+    """`|W_l| s_l |W_(l-1)| ... s_1 |W_0|` with the steepest slopes s, (n_(l+1), n_0), scaled."""
+    return _absolute(chain, torch.eye(chain.weights[0].shape[1], dtype=torch.float64))
+
+
+def _absolute(chain: Chain, seed: Tensor) -> Tensor:
+    carried = chain.weights[0].abs() @ seed
+    for slopes, weight in zip(chain.steepest, chain.weights[1:], strict=True):
+        carried = weight.abs() @ (slopes[:, None] * carried)
+    return carried
 
 
 def subset_norm_bound(chain: Chain) -> float:
     """K_1 (Combettes and Pesquet): its 2^l terms are paths, summed here by a recursion over O(l^2) norms."""
     totals = [1.0] + [0.0] * (chain.hidden + 1)
     for start, end, product in _centre_products(chain):
-        totals[end] += _radius(chain, start) * norm_linf(product) * totals[start]
+        totals[end] += norm_in(chain, product * chain.radii[start - 1] if start else product) * totals[start]
     return totals[-1]
 
 
 def subset_absolute_bound(chain: Chain) -> float | None:
     """K_4: the sum over subsets of the norm of products of absolute blocks.
 
-    Every subset is one column; node j collects the columns of all subsets that end there, so that the 2^l
-    products are a few matrix products.
+    Every subset is one column (in l_2: n_0 columns); node j collects the columns of all subsets that end there, so
+    that the 2^l products are a few matrix products.
 
     Args:
-        chain: the network in l_inf form.
+        chain: the network.
 
     Returns:
-        The bound, or None beyond 12 hidden layers (4,096 subsets).
+        The bound, or None beyond 12 hidden layers (4,096 subsets), and in l_2 where the subsets take over 256 MiB.
     """
-    if chain.hidden > K4_HIDDEN_LAYERS:
+    inputs = chain.weights[0].shape[1]
+    size = inputs if chain.norm == "l2" else 1
+    widest = max(weight.shape[0] for weight in chain.weights)
+    if chain.hidden > K4_HIDDEN_LAYERS or (size > 1 and 2**chain.hidden * size * widest > K4_ENTRIES):
         return None
+    seed = torch.eye(inputs, dtype=torch.float64) if chain.norm == "l2" else torch.ones(inputs, 1, dtype=torch.float64)
     columns: list[list[Tensor]] = [[] for _ in range(chain.hidden + 2)]
-    columns[0].append(torch.ones(chain.weights[0].shape[1], 1, dtype=torch.float64))
+    columns[0].append(seed)
     joined: dict[int, Tensor] = {}
     for start, end, product in _centre_products(chain):
+        if start and not bool(chain.radii[start - 1].any()):  # a layer of constant slopes is never chosen
+            continue
         if start not in joined:  # by now every block that ends at `start` has been seen
-            joined = {start: torch.cat(columns[start], 1)}
-        if _radius(chain, start) > 0.0:  # a layer of constant slope is never chosen
-            columns[end].append(_radius(chain, start) * (product.abs() @ joined[start]))
-    return float(torch.cat(columns[-1], 1).amax(0).sum())
+            met = torch.cat(columns[start], 1)
+            joined = {start: chain.radii[start - 1][:, None] * met if start else met}
+        columns[end].append(product.abs() @ joined[start])
+    found = torch.cat(columns[-1], 1)
+    if chain.norm == "l2":
+        return sum(norm_l2(block) for block in found.split(inputs, 1))
+    return float(found.amax(0).sum())
 
 
 def norm_of_sum_bound(chain: Chain) -> float:
-    """K_5: the norm of the sum instead of K_4's sum of norms, at any depth; carries one vector per node."""
-    return float(_summed(chain, torch.ones(chain.weights[0].shape[1], 1, dtype=torch.float64)).max())
+    """K_5: the norm of the sum instead of K_4's sum of norms, at any depth; in l_inf it carries one vector per node."""
+    if chain.norm == "l2":
+        centre, radius = signed_interval(chain)
+        return norm_l2(centre.abs() + radius)
+    through, around = _summed(chain, torch.ones(chain.weights[0].shape[1], 1, dtype=torch.float64), signed=False)
+    return float((through + around).max())
 
 
-def entrywise_bound(chain: Chain) -> Tensor:
-    """Bound every |entry| of the Jacobian, (n_(l+1), n_0), scaled: K_5 before the norm is taken."""
-    return _summed(chain, torch.eye(chain.weights[0].shape[1], dtype=torch.float64))
+def signed_interval(chain: Chain, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Bounds of every entry of `J seed` over all slopes: |J seed - centre| <= radius.
+
+    With the identity as seed, |centre| + radius is K_5 before the norm is taken.
+
+    Args:
+        chain: the network.
+        seed: (n_0, b); the identity if None.
+
+    Returns:
+        `(C_(l+1,0) seed, radius)`, both (n_(l+1), b), scaled.
+    """
+    if seed is None:
+        seed = torch.eye(chain.weights[0].shape[1], dtype=torch.float64)
+    return _summed(chain, seed, signed=True)
 
 
-def _summed(chain: Chain, seed: Tensor) -> Tensor:
-    """`V_(l+1)` of V_0 = seed, V_j = sum_(i<j) rho_i |C_(j,i)| V_i."""
+def _summed(chain: Chain, seed: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """`V_(l+1)` of V_0 = seed, V_j = sum_(i<j) |C_(j,i)| rho_i V_i (rho_0 = 1), its term i = 0 and the others.
+
+    `signed` takes `|C_(j,0) seed|` instead of `|C_(j,0)| seed`, and leaves the sign of the term of V_(l+1).
+    """
+    last = chain.hidden + 1
     sums = [seed] + [torch.zeros(weight.shape[0], seed.shape[1], dtype=torch.float64) for weight in chain.weights]
+    through = sums[-1]
     for start, end, product in _centre_products(chain):
-        radius = _radius(chain, start)
-        if radius > 0.0:
-            sums[end] += radius * (product.abs() @ sums[start])
-    return sums[-1]
-
-
-def _radius(chain: Chain, node: int) -> float:
-    """The radius of a node; 1 for the input, where every path starts."""
-    return 1.0 if node == 0 else chain.radii[node - 1]
+        if start == 0:
+            term = product @ seed if signed else product.abs() @ seed
+            if end == last:
+                through = term
+            else:
+                sums[end] += term.abs()
+            continue
+        if end == start + 1:  # every term of V_start has been added by now
+            sums[start] = chain.radii[start - 1][:, None] * sums[start]
+        if bool(chain.radii[start - 1].any()):
+            sums[end] += product.abs() @ sums[start]
+    return through, sums[-1]
 
 
 def _centre_products(chain: Chain) -> Iterator[tuple[int, int, Tensor]]:
@@ -104,5 +171,5 @@ def _centre_products(chain: Chain) -> Iterator[tuple[int, int, Tensor]]:
         product = chain.weights[start]
         yield start, start + 1, product
         for end in range(start + 2, last + 1):
-            product = chain.weights[end - 1] @ (chain.centres[end - 2] * product)
+            product = chain.weights[end - 1] @ (chain.centres[end - 2][:, None] * product)
             yield start, end, product

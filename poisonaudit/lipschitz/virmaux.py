@@ -9,71 +9,49 @@ bound of K.
 
 from __future__ import annotations
 
-import itertools
+import math
 
 import torch
 from torch import Tensor
 
+from poisonaudit.lipschitz.enumeration import largest_linf, largest_spectral
 from poisonaudit.lipschitz.network import Chain
-from poisonaudit.lipschitz.upper import norm_linf
+from poisonaudit.lipschitz.upper import norm_in
 
 K2_WIDTH = 16
+# A spectral norm costs a decomposition, not a sum.
+K2_WIDTH_L2 = 12
 
 
 def singular_split_bound(chain: Chain) -> float | None:
-    """K_2 in l_inf, scaled like the chain.
+    """K_2, scaled like the chain.
 
     Args:
-        chain: the network in l_inf form.
+        chain: the network.
 
     Returns:
-        The bound; None if a hidden layer is wider than 16 neurons or a decomposition did not converge.
+        The bound; None if a hidden layer is wider than 16 neurons (12 in l_2) or a decomposition did not converge.
     """
     if chain.hidden == 0:
-        return norm_linf(chain.weights[0])
-    if any(weight.shape[0] > K2_WIDTH for weight in chain.weights[:-1]):
+        return norm_in(chain, chain.weights[0])
+    if any(weight.shape[0] > (K2_WIDTH_L2 if chain.norm == "l2" else K2_WIDTH) for weight in chain.weights[:-1]):
         return None
     lefts, rights = [chain.weights[0]], []
+    value = 1.0
     try:
         for weight in chain.weights[1:-1]:
             left, right = _split(weight)
             lefts.append(left)
             rights.append(right)
+        rights.append(chain.weights[-1])
+        for right, left, lower, upper in zip(rights, lefts, chain.lower, chain.upper, strict=True):
+            if chain.norm == "l2":
+                value *= largest_spectral(right[None], left, lower, upper)
+            else:
+                value *= largest_linf(right, left, lower, upper)
     except RuntimeError:  # torch.linalg.LinAlgError is one
         return None
-    rights.append(chain.weights[-1])
-    value = 1.0
-    for right, left, slope, radius in zip(rights, lefts, chain.steepest, chain.radii, strict=True):
-        value *= slope * (largest_over_gates(right, left) if radius > 0.0 else norm_linf(right @ left))
-    return value
-
-
-def largest_over_gates(right: Tensor, left: Tensor) -> float:
-    """`max N(right D left)` over all diagonal D with entries in {0, 1}, exactly.
-
-    Args:
-        right: (m, n) matrix on D's left-hand side in the product.
-        left: (n, k) matrix on the other side; n up to about 20.
-
-    Returns:
-        The largest absolute row sum.
-    """
-    if right.numel() == 0 or left.numel() == 0:
-        return 0.0
-    half = left.shape[0] // 2
-    best = 0.0
-    # Row sums of the two halves of the gates, combined: |a + b|_1 is the l_1 distance between a and -b.
-    first = _gates(half) @ (right[:, :half, None] * left[None, :half, :])
-    second = _gates(left.shape[0] - half) @ (right[:, half:, None] * left[None, half:, :])
-    for upper, lower in zip(first, second, strict=True):
-        best = max(best, float(torch.cdist(upper, -lower, p=1.0).max()))
-    return best
-
-
-def _gates(count: int) -> Tensor:
-    """All 2^count rows of zeros and ones, (2^count, count)."""
-    rows = list(itertools.product((0.0, 1.0), repeat=count))
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), count)
+    return value if math.isfinite(value) else None
 
 
 def _split(weight: Tensor) -> tuple[Tensor, Tensor]:

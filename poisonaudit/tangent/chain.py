@@ -54,6 +54,8 @@ def dense_chain(model: nn.Module, x: Tensor) -> DenseChain | None:
     # A tied weight adds its two derivatives before they are squared; the closed forms add the squares.
     owned = {value.data_ptr() for value in [*weights, *(bias for bias in biases if bias is not None)]}
     count = len(weights) + sum(bias is not None for bias in biases)
-    if not weights or len(owned) < count:
+    # The closed forms know the derivatives by weights and biases, not those by the slopes of a PReLU.
+    trained = any(True for layers_after in layers for layer in layers_after[1] for _ in layer.parameters())
+    if not weights or len(owned) < count or trained:
         return None
     return DenseChain(weights, biases, tuple(activations for _, activations in layers))

@@ -77,6 +77,13 @@ def read_chain(model: nn.Module, x: Tensor) -> tuple[tuple[Step, ...], Tensor]:
             f"layer {unfit.name or 'at the top'} ({type(unfit.module).__name__}) is not a Linear layer or an "
             "elementwise activation. Pass a Sequential of those, with Flatten first for images.",
         )
+    for leaf, activations in layers:
+        if any(value.numel() > 1 for activation in activations for value in activation.parameters()):
+            raise InputRefused(
+                "PA152",
+                f"the PReLU after layer {leaf.name} has several slopes. Draws of noise are stacked in front of the "
+                "neurons, where it would look for its channels. Give it one slope.",
+            )
     steps = tuple(_step(leaf, activations) for leaf, activations in layers)
     _refuse_unfit(steps, x)
     return steps, x.reshape(x.shape[0], -1)
