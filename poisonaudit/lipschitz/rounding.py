@@ -36,8 +36,8 @@ taken from the widened ends, which makes the line `|J| <= a J + b` true for the 
 rounding. With |a| <= 1 the recursion on the column a is off by at most g times the row sum of T. Each row takes the
 smaller of this and its certified K_5; the largest row counts.
 
-l_2. The spectral norm grows with the absolute entries: T and |mid| + rad are raised entrywise as above, and the largest
-eigenvalue of their Gram matrix is bounded by domination.py.
+l_2. The spectral norm of a non-negative matrix grows with its entries: T and |mid| + rad are raised entrywise as above,
+and the largest eigenvalue of their Gram matrix is bounded by domination.py; so are the norms whose product is K_*.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from poisonaudit.lipschitz.sign_coupled import Entries, sign_coupled_rows
 from poisonaudit.lipschitz.upper import absolute_product
 
 UNIT_ROUNDOFF = 2.0**-53
+_SAFE_PRODUCT = 1e-250
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def certified_bounds(chain: Chain, entries: Entries, exact: float | None) -> dic
         exact: K by enumeration, if known.
 
     Returns:
-        "k5", "k3" and, in l_inf, "k6" and "exact" (if given): numbers at least the Lipschitz constant. Infinite
+        "k5", "k3", in l_inf "k6" and "exact" (if given), in l_2 "k_star": numbers at least the Lipschitz constant. Infinite
         where something overflowed or was NaN.
     """
     slack = slack_of(chain)
@@ -106,8 +107,14 @@ def certified_bounds(chain: Chain, entries: Entries, exact: float | None) -> dic
         return {"k5": math.inf, "k3": math.inf}
     absolute = absolute_product(chain)
     if chain.norm == "l2":
-        k5 = spectral_norm_above(slack.raised(entries.largest, absolute))
-        return {"k5": k5, "k3": spectral_norm_above(slack.raised(absolute, absolute))}
+        factors = [spectral_norm_above(*pair) for pair in zip(chain.weights, chain.roundings, strict=True)]
+        product = math.prod([*factors, *(float(slopes.max()) for slopes in chain.steepest)]) * (1.0 + slack.relative)
+        return {
+            "k5": spectral_norm_above(slack.raised(entries.largest, absolute)),
+            "k3": spectral_norm_above(slack.raised(absolute, absolute)),
+            # Small enough for an underflow on the way: no bound.
+            "k_star": product if product > _SAFE_PRODUCT else math.inf,
+        }
     sums = absolute.sum(1)
     k5_rows = slack.raised(entries.largest.sum(1), sums)
     widened = entries.rad + 2.0 * slack.relative * (absolute + slack.underflow) + 2.0 * slack.underflow

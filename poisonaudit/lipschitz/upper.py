@@ -5,9 +5,10 @@ through the centre slopes c (1/2 for ReLU) from node i to node j; node 0 is the 
 A slope is centre plus radius rho times a number in [-1, 1], neuron by neuron, so the Jacobian is a sum over
 subsets of the hidden layers, in which every chosen layer r cuts the product and contributes diag(rho_r).
 
-`N` is the induced l_inf norm, or the spectral norm where `chain.norm` is "l2". Both grow with the absolute
-entries, so the spectral norm of an entrywise bound is a bound too. `K_5 <= K_4 <= K_1` and `K_5 <= K_3 <= K_*`
-always; `K_4 <= K_3` and `K_1 <= K_*` are theorems where centre and radius are the same in a whole layer.
+`N` is the induced l_inf norm, or the spectral norm where `chain.norm` is "l2". Of non-negative matrices both
+grow with the entries, so the norm of an entrywise bound is a bound. `K_5 <= K_4` and `K_5 <= K_3` always; `K_4 <=
+K_3` and `K_1 <= K_*` are theorems where centre and radius are the same in a whole layer; `K_4 <= K_1` and `K_3 <=
+K_*` hold in l_inf alone, where a matrix and its absolute values have the same norm.
 """
 
 from __future__ import annotations
