@@ -18,7 +18,6 @@ from poisonaudit.lipschitz.rounding import certified_bounds, operation_count
 from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.upper import norm_of_sum_bound
 
-
 # Slopes: ReLU; a leaky one whose centre and radius round; those of GELU, as the bounds round them outwards.
 INTERVALS = {"relu": (0.0, 1.0), "leaky": (0.3, 1.0), "gelu": SLOPES[nn.GELU](nn.GELU())}
 KINDS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.3), "gelu": nn.GELU}

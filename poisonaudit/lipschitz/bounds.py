@@ -40,9 +40,9 @@ Value = TypeVar("Value")
 class LipschitzBounds:
     """Bounds of the Lipschitz constant of a network, inputs and outputs both measured in `norm`.
 
-    In l_inf and l_1, lower <= exact <= k6 <= k5 <= min(k3, k4), k4 <= k1 and k3 <= k_star; and if all neurons of a layer
-    have the same slopes, k4 <= k3 and k1 <= k_star. In l_2 the bounds k3, k4 and k5 are spectral norms of entrywise
-    bounds: the order with k1 and k_star is lost. Orders hold up to rounding, 1e-10 relative.
+    In l_inf and l_1, lower <= exact <= k6 <= k5 <= min(k3, k4), k4 <= k1 and k3 <= k_star; and if all neurons of a
+    layer have the same slopes, k4 <= k3 and k1 <= k_star. In l_2 the bounds k3, k4 and k5 are spectral norms of
+    entrywise bounds: the order with k1 and k_star is lost. Orders hold up to rounding, 1e-10 relative.
 
     Attributes:
         k_star: product of the layers' norms (K_*).
