@@ -28,10 +28,10 @@ def _prelu(layer: Any) -> tuple[Slope, Slope]:
     return slope.clamp_max(1.0), slope.clamp_min(1.0)
 
 
-# Interval (lower, upper) that holds the derivative of each elementwise layer everywhere, kinks apart, and touches it at
-# both ends; rounded outwards to seven digits where the end is no float64. GELU: 1/2 -+ (erf(1)/2 + exp(-1)/sqrt(pi)), at
-# -+ sqrt 2. Its tanh form, SiLU and Mish turn where their second derivative vanishes: at -+ 1.4185041, at -+ 2.3993573,
-# at -2.2563764 and 1.4905712.
+# Interval (lower, upper) that holds the derivative of each elementwise layer everywhere, kinks apart, and that no
+# smaller one does; rounded outwards to seven digits where an end is no float64. GELU: 1/2 -+ (erf(1)/2 + exp(-1) /
+# sqrt(pi)), at -+ sqrt 2. Its tanh form, SiLU and Mish turn where their second derivative vanishes: at -+ 1.4185041,
+# at -+ 2.3993573, at -2.2563764 and 1.4905712.
 SLOPES: dict[type[nn.Module], Callable[[Any], tuple[Slope, Slope]]] = {
     nn.ReLU: lambda layer: _UNIT,
     nn.LeakyReLU: lambda layer: _leaky(float(layer.negative_slope)),

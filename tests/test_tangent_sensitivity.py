@@ -128,6 +128,7 @@ def test_dense_form_on_other_nets(outputs: str) -> None:
     cases = [
         (nn.Sequential(nn.Tanh(), mlp([4, 5, 3], activation=nn.Tanh)).eval(), rows(3, 4)),
         (nn.Sequential(mlp([4, 3, 3, 2], activation=nn.GELU), nn.Softmax(1)).eval(), rows(3, 4)),
+        (mlp([4, 3, 3, 2], activation=nn.PReLU), rows(3, 4)),
         (nn.Sequential(tied, nn.ReLU(), tied).eval(), rows(3, 3)),
         (nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), mlp([8, 2])).eval(), rows(2, 1, 3, 3)),
         (nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), mlp([4, 3, 2])).eval(), rows(2, 4)),

@@ -273,6 +273,7 @@ def test_refusals() -> None:
         ((nn.Sequential(shared, nn.ReLU(), shared).eval(), x), "PA152"),
         ((nn.Sequential(nn.Identity()).eval(), x), "PA152"),
         ((nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten()).double().eval(), rows(2, 1, 3, 3)), "PA152"),
+        ((nn.Sequential(model, nn.PReLU(2)).double().eval(), x), "PA152"),
         ((nn.Sequential(model, nn.Dropout(0.5)), x), "PA120"),
     ):
         with pytest.raises(InputRefused) as caught:

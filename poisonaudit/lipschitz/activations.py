@@ -48,8 +48,8 @@ _LIBRARY_ERROR = 64 * 2.0**-53
 _PLAIN_ERROR = 4 * 2.0**-53
 # Where the slope of one of these is zero, it is constant nearby.
 _PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
-# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded to
-# float32 for Hardsigmoid (torch 2.15).
+# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded
+# to float32 for Hardsigmoid (torch 2.15).
 _OWN_SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: lambda z: (z > 0.0).to(z.dtype),
     nn.Tanh: lambda z: torch.cosh(z).square().reciprocal(),

@@ -40,7 +40,9 @@ Value = TypeVar("Value")
 class LipschitzBounds:
     """Bounds of the Lipschitz constant of a network, inputs and outputs both measured in `norm`.
 
-    In l_2 the bounds k3, k4 and k5 are spectral norms of entrywise bounds.
+    In l_inf and l_1, lower <= exact <= k6 <= k5 <= min(k3, k4), k4 <= k1 and k3 <= k_star; and if all neurons of a
+    layer have the same slopes, k4 <= k3 and k1 <= k_star. In l_2 the bounds k3, k4 and k5 are spectral norms of
+    entrywise bounds: the order with k1 and k_star is lost. Orders hold up to rounding, 1e-10 relative.
 
     Attributes:
         k_star: product of the layers' norms (K_*).
@@ -57,7 +59,7 @@ class LipschitzBounds:
         best: the smallest of the upper bounds above, in plain float64 ("numerical").
         winner: the name of the bound that gave `best`.
         certified: a bound that holds with all float64 rounding accounted for: the smallest of those of K_3, K_5, K_6,
-            the ellipsoid and, in l_inf and l_1, K.
+            the ellipsoid and, in l_inf and l_1, K, in l_2 K_*.
         certified_winner: the name of the bound that gave `certified`.
         norm: "linf", "l1" or "l2".
         hidden_layers: number of layers of activations.

@@ -2,38 +2,43 @@
 
 A step takes a float64 matrix that dominates (in the order of positive semidefinite matrices, for every choice of
 slopes) what the exact step would be given, and returns a float64 matrix that dominates its exact result. Nothing about
-the factorisations used inside is trusted: a factor may be anything, what it leaves over is measured with matrix products
-alone. u = 2^-53, `gamma_m = m u / (1 - m u)`.
+the factorisations used inside is trusted: a factor may be anything, what it leaves over is measured with matrix
+products alone. u = 2^-53, `gamma_m = m u / (1 - m u)`, ' transposes.
 
-Two facts carry everything. (1) A positive semidefinite P has |P_ij| <= p_i p_j with p = sqrt(diag P). (2) A symmetric E
-is dominated by diag(e) with `e_i = sum_j |E_ij| t_i / t_j` for any t > 0, because |2 x_i x_j| <= x_i^2 t_i / t_j + x_j^2
-t_j / t_i; in particular |E_ij| <= k t_i t_j is dominated by k n diag(t^2).
+Two facts carry everything. (1) A positive semidefinite P has |P_ij| <= p_i p_j with p = sqrt(diag P). (2) A symmetric
+E is dominated by diag(e) with `e_i = sum_j |E_ij| t_i / t_j` for any t > 0, since |2 x_i x_j| <= x_i^2 t_i / t_j +
+x_j^2 t_j / t_i; in particular |E_ij| <= k t_i t_j is dominated by k n diag(t^2).
 
-Through a linear map, M = W P W^T. Two matrix products are off by at most gamma_(2 n) |W| |P| |W|^T <= gamma_(2 n) g g^T
-with g = |W| p, entrywise; each entry of W that was rounded r times adds gamma_(2 r), taking the symmetric part u. So the
-float64 result plus k n diag(g^2), k = gamma_(2 n + 2 r + 8), dominates M.
+**Through a linear map**, M = W P W'. Two matrix products are off by at most gamma_(2 n) |W| |P| |W|' <= gamma_(2 n)
+g g' with g = |W| p, entrywise; entries of W that were rounded r times add gamma_(2 r), taking the symmetric part adds
+u. So the float64 result plus k n diag(g^2), k = gamma_(2 n + 2 r + 8), dominates M.
 
-Through slopes D = C + rho Z, |Z| <= I. For y and z = Z y, z_i^2 <= y_i^2, so with any S >= 0 diagonal
+**Through slopes**, D = C + rho Z with |Z| <= I. Take any y and z = Z y, so that z_i^2 <= y_i^2, and any diagonal S >=
+0. If the block matrix
 
-    y' D M D y = (C y + rho z)' M (C y + rho z) <= y' P' y - [block form], if P' is such that the block matrix
-    [[P' - S - C M C, -C M rho], [-rho M C, S - rho M rho]] is positive semidefinite.
+    [[P' - S - C M C, -C M rho], [-rho M C, S - rho M rho]]
 
-(z runs over the neurons of positive radius.) Let L be any matrix and H any matrix; think of L L^T = S - rho M rho and L H
-= rho M C. With B = [-H, L^T], B^T B is positive semidefinite, so it suffices that the block matrix minus B^T B is:
+is positive semidefinite, its value at (y, z) says `y' P' y >= y' D M D y + sum_i S_i (y_i^2 - z_i^2) >= y' D M D y`.
+(z runs over the neurons of positive radius only; P' here is the result, not a transpose.) Let L and H be any matrices;
+think of L L' = S - rho M rho and L H = rho M C. With B = [-H, L'], B' B is positive semidefinite, so it is enough that
+the block matrix minus B' B is; its blocks are
 
-    E22 = S - rho M rho - L L^T,   E12 = rho M C - L H,   P' - S - C M C - H^T H.
+    P' - S - C M C - H' H,   -E12' and -E12 with E12 = rho M C - L H,   E22 = S - rho M rho - L L'.
 
-E22 and E12 are computed with products, within gamma_(n + 8) of t t^T times 3 and t v^T times 2, where t bounds sqrt(S), sqrt(rho M
-rho) and the row norms of L, and v bounds sqrt(C M C) and the column norms of H. By (2) a diagonal epsilon makes S + epsilon take care
-of E22 and of its share of E12, a diagonal delta on P' of the other share:
+E22 and E12 are computed with matrix products, within 3 gamma_(n + 8) t t' and 2 gamma_(n + 8) t v', where t bounds
+sqrt(S), sqrt(diag(rho M rho)) and the row norms of L, and v bounds sqrt(diag(C M C)) and the column norms of H. By (2)
+a diagonal epsilon added to S makes up for E22 and for one share of E12, a diagonal delta in P' for its other share:
+with k = gamma_(n + 8),
 
-    S' = S + epsilon,   P' = C M C + H^T H + S' + delta + 2 k n diag(v^2).
+    P' = C M C + H' H + (S + epsilon) + delta + 2 k n diag(v^2),
 
-The largest eigenvalue: if tau I - M = L L^T + E, then tau + max_i e_i is at least lambda_max(M).
+the last term for the rounding of the first two.
 
-Underflow. Weights have l_inf norm at most 1 and P is kept near 1, so products lost to underflow add at most n^3
-2^-1022 to an entry, at most 1e-180 after weighting with t / v in [1e-100, 1e100]; 1e-120 is added to every diagonal. The bounds
-themselves are sums of non-negative numbers, raised by 1e-6.
+**The largest eigenvalue**: if tau I - M = L L' + E, then tau + max_i sum_j |E_ij| is at least lambda_max(M).
+
+Underflow. Weights have an l_inf norm of at most 1 and P is kept near 1, so what products lose to underflow adds at
+most n^3 2^-1022 to an entry, and at most 1e-180 once weighted with t and v, which are kept above 1e-100; 1e-120 is
+added to every diagonal. The bounds themselves are sums of non-negative numbers, raised by 1e-6.
 """
 
 from __future__ import annotations

@@ -53,9 +53,8 @@ def lower_bound(network: DenseNetwork, norm: str, x: Tensor | None, seed: int) -
     points = torch.randn(count, width, generator=generator, dtype=torch.float64) if x is None else x
     values = _attained(network, matrices, norm, points)
     best = float(values.max())
-    if not all(
-        activation.changes_nothing for activation in network.activations
-    ):  # otherwise the Jacobian is the same everywhere
+    # Otherwise the Jacobian is the same everywhere.
+    if not all(activation.changes_nothing for activation in network.activations):
         # Wide networks get fewer ascents and steps; four passes a step.
         ascents = max(FEWEST_ASCENTS, min(ASCENTS, int(_ASCENT_WORK / (4.0 * work * FEWEST_STEPS))))
         order = values.argsort(descending=True, stable=True)[:ascents]

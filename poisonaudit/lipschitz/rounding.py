@@ -7,13 +7,13 @@ Exact means: real arithmetic on the float64 values of the weights and of the end
 Relative part. Expand K_5, or any entry of `C_(j,i)`, of the entrywise radius, of the Jacobian at one choice of slopes,
 into paths: products of one entry of every weight with a centre, a radius or a slope between. |.| is 1-Lipschitz, so
 computing such an entry with at most m roundings along a path moves it by at most gamma_m times the same sum with every
-sign positive, and that sum is at most the same entry of the absolute product `T = |W_l| s_l ... s_1 |W_0|`, s the steepest
-slopes, whose row sums make up K_3. A path meets
+sign positive, and that sum is at most the same entry of the absolute product `T = |W_l| s_l ... s_1 |W_0|`, s the
+steepest slopes, whose largest row sum is K_3. A path meets
 
 - a dot product per layer in the signed blocks (F = sum of fan-ins), and the same in the vectors: 2 F;
 - at most l + 1 additions at each of l + 1 nodes: (l + 1)^2;
-- a centre, a radius or an end of a slope interval at each hidden node, one rounding each (none if it is a power of two):
-  2 l, because a radius meets the blocks and the vectors;
+- a centre, a radius or an end of a slope interval at each hidden node, one rounding each (none if it is a power of
+  two), in the blocks or in the vectors: 2 l is enough;
 - R roundings made before, where a batch normalisation was folded into a weight (see network.py).
 
 So m <= 2 F + (l + 1)^2 + 2 l + R. With N = 4 (F + G + (l + 1)^2 + l + R + 10) >= 2 m + 40, G = sum over nodes j of the
@@ -23,21 +23,21 @@ operations. The order of summation and fused multiply-add do not matter; fast ma
 float64.
 
 Underflow. The chain is scaled so that every weight times the slopes before it has an l_inf norm of at most 1. A
-multiplication, or a flushed subnormal, then adds at most 2^-1022 in absolute value: at most 6 F of them in an entry of a
-signed block, and at most 10 F G <= N^2 in V_(l+1), since a vector's errors are passed on with total weight at most 1.
+multiplication, or a flushed subnormal, then adds at most 2^-1022 in absolute value: at most 6 F of them in an entry of
+a signed block, and at most 10 F G <= N^2 in V_(l+1), since a vector's errors are passed on with total weight at most 1.
 They are added outright. Subnormal weights themselves need the default floating-point mode
 (torch.set_flush_denormal off). A network whose sparsity pattern lets nothing through has bound 0 exactly.
 
 K_3: `(K_3 + underflow)(1 + g)`. K_5: `(K_5 + g K_3 + underflow)(1 + g)`. K by enumeration: as K_5, for the Jacobian of
 the best choice of slopes is one of those the expansion covers.
 
-K_6. The intervals mid -+ rad are widened by 2 g T + 2 underflow, so that they hold every exact Jacobian; the offsets b are
-taken from the widened ends, which makes the line `|J| <= a J + b` true for the float64 value of a, whatever its own
+K_6. The intervals mid -+ rad are widened by 2 g T + 2 underflow, so that they hold every exact Jacobian; the offsets b
+are taken from the widened ends, which makes the line `|J| <= a J + b` true for the float64 value of a, whatever its own
 rounding. With |a| <= 1 the recursion on the column a is off by at most g times the row sum of T. Each row takes the
 smaller of this and its certified K_5; the largest row counts.
 
-l_2. The spectral norm grows with the absolute entries: T and |mid| + rad are raised entrywise as above, and the largest
-eigenvalue of their Gram matrix is bounded by domination.py.
+l_2. The spectral norm of a non-negative matrix grows with its entries: T and |mid| + rad are raised entrywise as above,
+and the largest eigenvalue of their Gram matrix is bounded by domination.py; so are the norms whose product is K_*.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from poisonaudit.lipschitz.sign_coupled import Entries, sign_coupled_rows
 from poisonaudit.lipschitz.upper import absolute_product
 
 UNIT_ROUNDOFF = 2.0**-53
+_SAFE_PRODUCT = 1e-250
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,22 @@ def certified_bounds(chain: Chain, entries: Entries, exact: float | None) -> dic
         exact: K by enumeration, if known.
 
     Returns:
-        "k5", "k3" and, in l_inf, "k6" and "exact" (if given): numbers at least the Lipschitz constant. Infinite
-        where something overflowed or was NaN.
+        "k5", "k3", in l_inf "k6" and "exact" (if given), in l_2 "k_star": numbers at least the Lipschitz constant.
+        Infinite where something overflowed or was NaN.
     """
     slack = slack_of(chain)
     if slack is None:
         return {"k5": math.inf, "k3": math.inf}
     absolute = absolute_product(chain)
     if chain.norm == "l2":
-        k5 = spectral_norm_above(slack.raised(entries.largest, absolute))
-        return {"k5": k5, "k3": spectral_norm_above(slack.raised(absolute, absolute))}
+        factors = [spectral_norm_above(*pair) for pair in zip(chain.weights, chain.roundings, strict=True)]
+        product = math.prod([*factors, *(float(slopes.max()) for slopes in chain.steepest)]) * (1.0 + slack.relative)
+        return {
+            "k5": spectral_norm_above(slack.raised(entries.largest, absolute)),
+            "k3": spectral_norm_above(slack.raised(absolute, absolute)),
+            # Small enough for an underflow on the way: no bound.
+            "k_star": product if product > _SAFE_PRODUCT else math.inf,
+        }
     sums = absolute.sum(1)
     k5_rows = slack.raised(entries.largest.sum(1), sums)
     widened = entries.rad + 2.0 * slack.relative * (absolute + slack.underflow) + 2.0 * slack.underflow

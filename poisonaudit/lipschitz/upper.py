@@ -5,9 +5,10 @@ through the centre slopes c (1/2 for ReLU) from node i to node j; node 0 is the 
 A slope is centre plus radius rho times a number in [-1, 1], neuron by neuron, so the Jacobian is a sum over
 subsets of the hidden layers, in which every chosen layer r cuts the product and contributes diag(rho_r).
 
-`N` is the induced l_inf norm, or the spectral norm where `chain.norm` is "l2". Both grow with the absolute
-entries, so the spectral norm of an entrywise bound is a bound too. `K_5 <= K_4 <= K_1` and `K_5 <= K_3 <= K_*`
-always; `K_4 <= K_3` and `K_1 <= K_*` are theorems where centre and radius are the same in a whole layer.
+`N` is the induced l_inf norm, or the spectral norm where `chain.norm` is "l2". Of non-negative matrices both
+grow with the entries, so the norm of an entrywise bound is a bound. `K_5 <= K_4` and `K_5 <= K_3` always; `K_4 <=
+K_3` and `K_1 <= K_*` are theorems where centre and radius are the same in a whole layer; `K_4 <= K_1` and `K_3 <=
+K_*` hold in l_inf alone, where a matrix and its absolute values have the same norm.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ def absolute_product_bound(chain: Chain) -> float:
 
 def absolute_product(chain: Chain) -> Tensor:
     """`|W_l| s_l |W_(l-1)| ... s_1 |W_0|` with the steepest slopes s, (n_(l+1), n_0), scaled."""
-    return _absolute(chain, torch.eye(chain.weights[0].shape[1], dtype=torch.float64))
+    return _absolute(chain, None)
 
 
-def _absolute(chain: Chain, seed: Tensor) -> Tensor:
-    carried = chain.weights[0].abs() @ seed
+def _absolute(chain: Chain, seed: Tensor | None) -> Tensor:
+    carried = _on(chain.weights[0].abs(), seed)
     for slopes, weight in zip(chain.steepest, chain.weights[1:], strict=True):
         carried = weight.abs() @ (slopes[:, None] * carried)
     return carried
@@ -136,22 +137,25 @@ def signed_interval(chain: Chain, seed: Tensor | None = None) -> tuple[Tensor, T
     Returns:
         `(C_(l+1,0) seed, radius)`, both (n_(l+1), b), scaled.
     """
-    if seed is None:
-        seed = torch.eye(chain.weights[0].shape[1], dtype=torch.float64)
     return _summed(chain, seed, signed=True)
 
 
-def _summed(chain: Chain, seed: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
-    """`V_(l+1)` of V_0 = seed, V_j = sum_(i<j) |C_(j,i)| rho_i V_i (rho_0 = 1), its term i = 0 and the others.
+def _on(matrix: Tensor, seed: Tensor | None) -> Tensor:
+    """`matrix @ seed`, where None stands for the identity."""
+    return matrix if seed is None else matrix @ seed
 
-    `signed` takes `|C_(j,0) seed|` instead of `|C_(j,0)| seed`, and leaves the sign of the term of V_(l+1).
-    """
+
+def _summed(chain: Chain, seed: Tensor | None, *, signed: bool) -> tuple[Tensor, Tensor]:
+    """`V_(l+1)` of V_0 = seed, V_j = sum_(i<j) |C_(j,i)| rho_i V_i (rho_0 = 1), its term i = 0 and the others."""
+    # `signed` takes |C_(j,0) seed| instead of |C_(j,0)| seed, and leaves the sign of that term of V_(l+1).
     last = chain.hidden + 1
-    sums = [seed] + [torch.zeros(weight.shape[0], seed.shape[1], dtype=torch.float64) for weight in chain.weights]
+    columns = (chain.weights[0] if seed is None else seed).shape[1]
+    # One sum per node; that of the input is the seed itself.
+    sums = [torch.empty(0), *(torch.zeros(w.shape[0], columns, dtype=torch.float64) for w in chain.weights)]
     through = sums[-1]
     for start, end, product in _centre_products(chain):
         if start == 0:
-            term = product @ seed if signed else product.abs() @ seed
+            term = _on(product if signed else product.abs(), seed)
             if end == last:
                 through = term
             else:
