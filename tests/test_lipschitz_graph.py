@@ -181,7 +181,8 @@ def check(model, norm):
         graph_bounds.subset_columns(stages),
     )
     lower = attained_norm(graph, norm, None, 0, search_work=1e5)
-    assert 0 < lower <= k * TOLERANCE
+    # Dead where the few points of this search lie, some nets show nothing.
+    assert 0 <= lower <= k * TOLERANCE
     assert k <= certified
     assert k <= k5 * TOLERANCE
     assert k5 <= certified <= k5 * (1 + 1e-10)
@@ -269,8 +270,10 @@ def test_sharing_passes_and_reading_backwards_change_nothing(backwards, rows_kep
     for place, value in wanted.items():
         assert torch.allclose(found[place].reshape(-1), value, rtol=1e-12)
     plan = pushing_plan(graph)
-    assert bool(plan.pulled) is (rows_kept > 0)
-    if not backwards:
+    if not rows_kept:
+        assert not plan.pulled
+    elif not backwards:
+        assert plan.pulled
         # 5 x 5 colours at the distance of two convolutions instead of 144 positions.
         assert any(plan.spacing.values()) and plan.work.columns < sum(graph.nodes[p].size for p in (0, 1, 2, 4))
 
@@ -279,21 +282,23 @@ def test_a_limit_of_work_brings_restarts_and_looser_bounds():
     torch.manual_seed(0)
     model = build_model("resnet20", input_shape=(1, 8, 8), outputs=4).eval()
     graph = read_graph(model, (1, 8, 8))
-    bounds, works = [], []
-    for limit in (1e12, 1e8, 1.0):
+    full = staged(graph, "linf", 1e12)
+    assert full.restarts == () and len(full.graphs) == 1
+    bounds, works, restarts = [float(summed_bound(full).max())], [full.work], [0]
+    for limit in (full.work / 4, full.work / 40):
         stages = staged(graph, "linf", limit)
+        assert stages.work <= limit
         bounds.append(float(summed_bound(stages).max()))
-        works.append((stages.work, len(stages.restarts)))
-    assert works[0][1] == 0 < works[1][1] < works[2][1]
-    assert works[0][0] > works[1][0] > works[2][0]
+        works.append(stages.work)
+        restarts.append(len(stages.restarts))
+    assert restarts[0] < restarts[1] < restarts[2]
     assert bounds[0] < bounds[1] < bounds[2]
+    cheapest = staged(graph, "linf", 1.0)
+    assert cheapest.work == min(works[-1], cheapest.work) and cheapest.restarts
 
 
 def test_max_pooling_implicitly_and_explicitly():
     torch.manual_seed(2)
-
-    class Net(nn.Sequential):
-        pass
 
     layers = (
         nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(),
@@ -348,8 +353,12 @@ class BesidePool(nn.Module):
 
 
 class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, 2))
+
     def forward(self, x):
-        return torch.zeros(x.shape[0], 2)
+        return self.weight * 2
 
 
 def nan_weights():
@@ -374,7 +383,7 @@ REFUSED = {
     "has hooks": (hooked(), (1, 2, 2)),
     "takes 4 inputs, gets rows of shape (3,)": (nn.Sequential(nn.Linear(4, 2)), (3,)),
     "pads by 'reflect'": (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), (1, 4, 4)),
-    "does not depend on its input": (Constant(), (4,)),
+    "output is not one tensor that depends on the input": (Constant(), (4,)),
     "layer 0 (LayerNorm): no bound": (nn.Sequential(nn.LayerNorm(4)), (4,)),
     "layer 0 (LSTM)": (nn.Sequential(nn.LSTM(4, 2)), (4,)),
     "no values yet": (nn.Sequential(nn.LazyLinear(2)), (4,)),

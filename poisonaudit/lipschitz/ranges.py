@@ -1,15 +1,15 @@
 """Ranges of every activation's input over an l_inf ball, three ways at once and intersected.
 
-*Interval*: centres and radii through the maps and their absolute values. *Cone*: the deviation from the centre's own
-value, `z(x) - z(x0) = sum of columns times numbers in [-1, 1]`; between two inputs an activation multiplies deviations by
-a chord's slope c +- rho, so every unstable neuron adds a column rho |deviation| (the K_5 recursion from x0). *Zonotope*:
-the values themselves as centre plus columns, each unstable neuron relaxed by a line and a fresh column (Singh et al.,
-2018). Whichever is narrowest at a neuron serves all three from there on.
+*Interval*: centres and radii through the maps and their absolute values. *Cone*: the deviation from the value at the
+centre, `z(x) - z(x0) = sum of columns times numbers in [-1, 1]`; between two inputs an activation multiplies deviations
+by a chord's slope c +- rho, so every unstable neuron adds a column rho |deviation| (the K_5 recursion from x0).
+*Zonotope*: the values themselves as centre plus columns, each unstable neuron relaxed by a line and a fresh column
+(Singh et al., 2018). Whichever is narrowest at a neuron serves all three from there on.
 
 Rounding is carried along as one more radius per entry (`slack`), propagated through absolute values: what an operation
-may have lost, at most gamma_k times the sum of its absolute terms, is added where it happens. So the ranges hold for the
-exact network with the float64 weights, up to the accuracy of the library's tanh, exp and erf for smooth activations
-(see `activations`).
+may have lost, at most gamma_k times the sum of its absolute terms, is added where it happens. Therefore the
+ranges hold for the exact network with the float64 weights, up to the accuracy of the library's tanh, exp and erf for
+smooth activations (see `activations`).
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
     Raises:
         InputRefused: PA130, a part of the network that the bounds are not proved for, by name.
     """
-    _refuse_hooks(model)
     _refuse_weights(model)
+    _refuse_hooks(model)
     wrapped = nn.Sequential(model) if _Tracer().is_leaf_module(model, "") else model
     try:
         traced = _Tracer().trace(wrapped)
@@ -93,7 +93,7 @@ class _Reader:
             elif node.op == "output":
                 value = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
                 if not isinstance(value, _Value):
-                    raise _refused("its output is not one tensor")
+                    raise _refused("its output is not one tensor that depends on the input")
                 return self._finish(value)
             elif node.op == "get_attr":
                 self.values[node] = _attribute(self.model, str(node.target))
