@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from poisonaudit.errors import UsageError
+from poisonaudit.lipschitz.certified import certified_bound
 from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
 from poisonaudit.lipschitz.enumeration import exact_constant
 from poisonaudit.lipschitz.lower import lower_bound, points_of
 from poisonaudit.lipschitz.network import Chain, chain_of, read_network
-from poisonaudit.lipschitz.rounding import certified_bounds
-from poisonaudit.lipschitz.sign_coupled import Entries, entries_of, sign_coupled_bound
+from poisonaudit.lipschitz.sign_coupled import entries_of, sign_coupled_bound
 from poisonaudit.lipschitz.upper import (
     absolute_product_bound,
     norm_of_sum_bound,
@@ -141,7 +141,9 @@ def lipschitz_bounds(
         seconds["k6"] = seconds.pop("entries") + seconds.get("k6", 0.0)
         scaled["ellipsoid"] = timed("ellipsoid", lambda: ellipsoid_bound(chain, entries.largest))
         upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
-        certified_winner, certified = timed("certified", lambda: _certified(chain, entries, scaled))
+        certified_winner, certified = timed(
+            "certified", lambda: certified_bound(chain, entries, scaled["exact"], scaled["ellipsoid"])
+        )
     with torch.enable_grad():
         lower = timed("lower", lambda: lower_bound(network, norm, points, seed))
     present = {name: value for name in UPPER_BOUNDS if (value := upper[name]) is not None}
@@ -165,20 +167,6 @@ def lipschitz_bounds(
         hidden_layers=chain.hidden,
         seconds=seconds,
     )
-
-
-def _certified(chain: Chain, entries: Entries, scaled: Mapping[str, float | None]) -> tuple[str, float]:
-    """The smallest of the bounds that hold with all rounding accounted for, unscaled, and its name."""
-    if not chain.connected:
-        return "k5", 0.0
-    sound = certified_bounds(chain, entries, scaled["exact"])
-    numerical = scaled["ellipsoid"]
-    # Proving the ellipsoid costs more than computing it: only where it can win.
-    if numerical is not None and numerical < min(sound.values()):
-        proved = ellipsoid_bound(chain, entries.largest, sound=True)
-        sound["ellipsoid"] = math.inf if proved is None or math.isnan(proved) else proved
-    winner = min(sound, key=lambda name: sound[name])
-    return winner, chain.unscaled_up(sound[winner])
 
 
 def _unscaled(chain: Chain, value: float | None) -> float | None:

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.lipschitz.certified import certified_bound
+from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_lower import attained_norm
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.linear_maps import Matrix
+from poisonaudit.lipschitz.network import DenseNetwork, chain_of, read_network
 from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
 from poisonaudit.lipschitz.reading import read_graph
+from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.stages import staged
 
 # Multiplications of K_5's full form in a ball; beyond, it restarts.
@@ -28,6 +32,7 @@ class LocalBounds:
 
     Attributes:
         upper: sound, rounding included.
+        winner: the bound that gave it: "k5", or for nets of Linear layers one of "k3", "k5", "k6", "ellipsoid".
         lower: largest norm of the true Jacobian found in the ball; None where it was not searched.
         unstable: neurons whose slope is not fixed in the ball.
         neurons: all.
@@ -37,6 +42,7 @@ class LocalBounds:
     """
 
     upper: float
+    winner: str
     lower: float | None
     unstable: int
     neurons: int
@@ -102,19 +108,23 @@ def local_lipschitz(
     if norm not in ("linf", "l1"):
         raise UsageError("PA301", f"unknown norm {norm!r}. Local bounds are in 'linf' or 'l1'. Choose one.")
     graph, rows = _prepared(model, x, radius)
+    try:
+        dense = read_network(model)
+    except InputRefused:
+        # Not one of Linear layers alone: K_5 of the graph has to do.
+        dense = None
     found = []
     for number, row in enumerate(rows):
         begun = time.perf_counter()
         with torch.no_grad():
             ranges = activation_ranges(graph, row, radius, _box(box, row))
-            stages = staged(graph, norm, LOCAL_WORK, ranges.derivative)
-            upper = float(certified_rows(stages)[1].max())
+            winner, upper = _upper(graph, dense, norm, ranges)
         seconds = time.perf_counter() - begun
         lower = None
         if search_work > 0:
             lower = attained_norm(graph, norm, None, seed + number, ball=(row, radius), search_work=search_work)
         neurons = sum(graph.nodes[place].size for place in graph.activations())
-        found.append(LocalBounds(upper, lower, ranges.unstable, neurons, norm, radius, seconds))
+        found.append(LocalBounds(upper, winner, lower, ranges.unstable, neurons, norm, radius, seconds))
     return found
 
 
@@ -170,6 +180,41 @@ def certified_radii(
             for row, label, right in zip(rows, labels, correct, strict=True)
         ]
     return CertifiedRadii(torch.tensor(radii, dtype=torch.float64), correct, largest, time.perf_counter() - begun)
+
+
+def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges) -> tuple[str, float]:
+    """The smallest sound bound with the slopes of a ball."""
+    if dense is None:
+        stages = staged(graph, norm, LOCAL_WORK, ranges.derivative)
+        return "k5", float(certified_rows(stages)[1].max())
+    found = iter(graph.activations())
+    intervals = [
+        activation.ends((weight.shape[0],)) if activation.changes_nothing else ranges.slopes[next(found)]
+        for activation, weight in zip(dense.activations, dense.weights, strict=False)
+    ]
+    chain = chain_of(*_without_dead(dense, norm, intervals))
+    entries = entries_of(chain)
+    return certified_bound(chain, entries, ellipsoid=ellipsoid_bound(chain, entries.largest))
+
+
+def _without_dead(
+    network: DenseNetwork, norm: str, intervals: list[tuple[Tensor, Tensor]]
+) -> tuple[DenseNetwork, str, list[tuple[Tensor, Tensor]]]:
+    """The network without neurons whose slope is 0 everywhere."""
+    # One of each layer stays, so that no matrix is empty.
+    kept = [((lower != 0) | (upper != 0)).index_fill(0, torch.tensor([0]), True) for lower, upper in intervals]
+    every_in = torch.ones(network.weights[0].shape[1], dtype=torch.bool)
+    every_out = torch.ones(network.weights[-1].shape[0], dtype=torch.bool)
+    befores, afters = [every_in, *kept], [*kept, every_out]
+    weights = tuple(
+        weight[after][:, before] for weight, before, after in zip(network.weights, befores, afters, strict=True)
+    )
+    biases = tuple(bias[after] for bias, after in zip(network.biases, afters, strict=True))
+    return (
+        DenseNetwork(weights, biases, network.activations, network.roundings),
+        norm,
+        [(lower[own], upper[own]) for (lower, upper), own in zip(intervals, kept, strict=True)],
+    )
 
 
 def _radius(

@@ -121,12 +121,24 @@ def read_network(model_or_matrices: nn.Module | Sequence[Any]) -> DenseNetwork:
     return _from_pieces(pieces)
 
 
-def chain_of(network: DenseNetwork, norm: str) -> Chain:
-    """The scaled chain whose bounds are those of `network` in `norm`; l_1 is l_inf of the transposed product."""
+def chain_of(network: DenseNetwork, norm: str, intervals: Sequence[tuple[Tensor, Tensor]] | None = None) -> Chain:
+    """The scaled chain whose bounds are those of `network` in `norm`; l_1 is l_inf of the transposed product.
+
+    Args:
+        network: with l hidden layers.
+        norm: "linf", "l1" or "l2".
+        intervals: l pairs (lower, upper) of slopes (n_r,), where they are narrower than those of all inputs.
+
+    Returns:
+        The chain.
+    """
     step = -1 if norm == "l1" else 1
     weights = [weight.T if norm == "l1" else weight for weight in network.weights[::step]]
     widths = [weight.shape[0] for weight in weights[:-1]]
-    slopes = [activation.ends((n,)) for activation, n in zip(network.activations[::step], widths, strict=True)]
+    if intervals is None:
+        slopes = [activation.ends((n,)) for activation, n in zip(network.activations[::step], widths, strict=True)]
+    else:
+        slopes = list(intervals[::step])
     balls = [_ball(lower, upper) for lower, upper in slopes]
     steepest = [1.0, *(float((centre.abs() + radius).max()) for centre, radius in balls)]
     matrices, exponent = [], 0

@@ -113,7 +113,8 @@ class Ranges:
     Attributes:
         low: position of an activation or max pooling, and of the output -> least value before it.
         high: likewise.
-        derivative: slopes at the activations anywhere in the ball.
+        slopes: position of an activation -> least and largest derivative anywhere in the ball.
+        derivative: the same as centres and radii.
         deviation: of the output from its value at the centre.
         values: of the output.
         unstable: neurons whose slope is not fixed.
@@ -121,6 +122,7 @@ class Ranges:
 
     low: dict[int, Tensor]
     high: dict[int, Tensor]
+    slopes: dict[int, tuple[Tensor, Tensor]]
     derivative: Slopes
     deviation: AffineForm
     values: AffineForm
@@ -200,7 +202,7 @@ class _Walk:
         """After the last node."""
         slopes = interval_slopes(self.ranges)
         unstable = sum(int((radius > 0).sum()) for radius in slopes.radius.values())
-        return Ranges(self.low, self.high, slopes, self.cones[-1], self.zonotopes[-1], unstable)
+        return Ranges(self.low, self.high, self.ranges, slopes, self.cones[-1], self.zonotopes[-1], unstable)
 
     def _sum(self, place: int, found: list[AffineForm]) -> AffineForm:
         node = self.graph.nodes[place]
