@@ -219,7 +219,8 @@ def test_a_net_a_family_cannot_read_is_not_applicable() -> None:
     problem = fit(Problem(model, "cross_entropy", x.reshape(-1, 1, 3, 3), y, decay=0.1)).problem
     found = audit(problem, [*CHEAP]).measures
     assert found["solution.modulus"].status == found["tangent.sensitivity"].status == "measured"
-    for name in ("tangent.sensitivity_normalised", "lipschitz.upper.linf", "weight_noise.rms"):
+    assert found["lipschitz.upper.linf"].value >= found["lipschitz.lower.linf"].value > 0
+    for name in ("tangent.sensitivity_normalised", "weight_noise.rms"):
         assert found[name].status == "not applicable" and found[name].reason.startswith("not applicable: ")
         assert found[name].details["code"].startswith("PA1")
     picture = found["solution.row_modulus_max"].details["fragile"][0]["picture"]
@@ -232,7 +233,8 @@ def test_a_model_of_an_unusual_kind_loses_only_the_measures_that_need_more(toy: 
     assert found["solution.modulus"].value == pytest.approx(0.4, abs=1e-9)
     assert found["solution.poison_budget"].value == pytest.approx(0.01 * 5**0.5 / 0.4, rel=1e-9)
     assert found["tangent.sensitivity"].status == "measured"
-    for name in ("solution.theorem2_max", "solution.theorem3", "lipschitz.upper.l1", "weight_noise.rms"):
+    assert found["lipschitz.upper.l1"].value >= found["lipschitz.lower.l1"].value > 0
+    for name in ("solution.theorem2_max", "solution.theorem3", "weight_noise.rms"):
         assert found[name].status == "not applicable"
 
 

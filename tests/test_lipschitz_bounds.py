@@ -15,7 +15,8 @@ from torch import nn
 import poisonaudit
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz import UPPER_BOUNDS, lipschitz_bounds
-from poisonaudit.lipschitz.lower import _attained, _scaled_matrices
+from poisonaudit.lipschitz.dense_graph import graph_of
+from poisonaudit.lipschitz.lower import attained_norms
 from poisonaudit.lipschitz.network import read_network
 
 TOLERANCE = 1 + 1e-10
@@ -130,10 +131,9 @@ def test_activations_use_their_own_slopes(activation, steepest, norm):
 @pytest.mark.parametrize("norm", ("linf", "l1"))
 def test_scores_are_norms_of_the_true_jacobian(activation, norm):
     model = smooth_net(activation, seed=4)
-    network = read_network(model)
-    matrices, exponent = _scaled_matrices(network)
+    graph = graph_of(read_network(model))
     x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = _attained(network, matrices, norm, x) * 2.0**exponent
+    found = attained_norms(graph, norm, x)
     for point, value in zip(x, found, strict=True):
         jacobian = torch.autograd.functional.jacobian(lambda row: model(row[None])[0], point)
         assert float(value) == pytest.approx(norm_of(jacobian, norm), rel=1e-12)
@@ -142,11 +142,10 @@ def test_scores_are_norms_of_the_true_jacobian(activation, norm):
 def test_points_on_a_kink_do_not_count():
     # |x| written with two ReLUs, then halved on one side: gate (1, 1) at 0 would give 1.5, which no point attains.
     matrices = [torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, -0.5]])]
-    network = read_network(matrices)
-    scaled, exponent = _scaled_matrices(network)
-    values = _attained(network, scaled, "linf", torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64))
+    graph = graph_of(read_network(matrices))
+    values = attained_norms(graph, "linf", torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64))
     assert values.tolist()[0] == -1.0
-    assert (values[1:] * 2.0**exponent).tolist() == [1.0, 0.5]
+    assert values[1:].tolist() == [1.0, 0.5]
     assert lipschitz_bounds(matrices, x=[[0.0]]).lower == 1.0
     assert lipschitz_bounds(matrices).k4 == 1.5
 
@@ -267,16 +266,28 @@ def hooked():
     return model
 
 
+def test_a_forward_of_its_own_is_traced():
+    model = OwnForward(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    plain = nn.Sequential(*model)
+    for name in ("k3", "k4", "k5", "certified"):
+        assert getattr(lipschitz_bounds(model), name) == pytest.approx(2 * getattr(lipschitz_bounds(plain), name))
+
+
+def test_networks_without_an_input_shape_ask_for_it():
+    for model in (nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten()), nn.Sequential(nn.ReLU())):
+        with pytest.raises(UsageError, match="PA304 the shape of an input is not known"):
+            lipschitz_bounds(model)
+    assert lipschitz_bounds(nn.ReLU(), input_shape=(3,)).best == 1.0
+    assert lipschitz_bounds(nn.ReLU(), x=torch.ones(2, 3)).lower == 1.0
+
+
 REFUSED = {
     "Softmax": nn.Sequential(nn.Linear(2, 2), nn.Softmax(1)),
     "Hardshrink": nn.Sequential(nn.Linear(2, 2), nn.Hardshrink(), nn.Linear(2, 1)),
-    "Conv2d": nn.Sequential(nn.Conv2d(1, 1, 3), nn.Flatten()),
     "layer 1.0 (BatchNorm1d)": nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2))),
-    "OwnForward": OwnForward(nn.Linear(2, 2)),
     "hooks": hooked(),
     "no values yet": nn.Sequential(nn.Linear(2, 2, device="meta")),
-    "no Linear layer": nn.Sequential(nn.ReLU()),
-    "joins other dimensions": nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)),
+    "mixes rows": nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)),
     "takes 3 inputs": nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(3, 1)),
     "W_1 takes 2 inputs, W_0 gives 3": [torch.ones(3, 2), torch.ones(3, 2)],
     "W_0 holds NaN": [torch.tensor([[1.0, math.nan]])],

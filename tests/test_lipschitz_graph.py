@@ -13,9 +13,9 @@ from torch.nn import functional
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz import graph_bounds, pushing
 from poisonaudit.lipschitz.graph import global_slopes
-from poisonaudit.lipschitz.graph_lower import attained_norm, attained_norms
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.jacobians import induced_norms, jacobian_rows
+from poisonaudit.lipschitz.lower import attained_norm, attained_norms
 from poisonaudit.lipschitz.pushing import centre_images, pushing_plan, row_bounds
 from poisonaudit.lipschitz.reading import read_graph
 from poisonaudit.lipschitz.stages import split_at, staged, summed_bound
@@ -285,7 +285,8 @@ def test_a_limit_of_work_brings_restarts_and_looser_bounds():
     full = staged(graph, "linf", 1e12)
     assert full.restarts == () and len(full.graphs) == 1
     bounds, works, restarts = [float(summed_bound(full).max())], [full.work], [0]
-    for limit in (full.work / 4, full.work / 40):
+    cheapest = staged(graph, "linf", 1.0)
+    for limit in ((full.work * cheapest.work) ** 0.5, cheapest.work):
         stages = staged(graph, "linf", limit)
         assert stages.work <= limit
         bounds.append(float(summed_bound(stages).max()))
@@ -293,8 +294,7 @@ def test_a_limit_of_work_brings_restarts_and_looser_bounds():
         restarts.append(len(stages.restarts))
     assert restarts[0] < restarts[1] < restarts[2]
     assert bounds[0] < bounds[1] < bounds[2]
-    cheapest = staged(graph, "linf", 1.0)
-    assert cheapest.work == min(works[-1], cheapest.work) and cheapest.restarts
+    assert works[-1] == cheapest.work
 
 
 def test_max_pooling_implicitly_and_explicitly():
@@ -324,7 +324,7 @@ def test_explicit_pooling_of_entries_of_either_sign():
     graph = read_graph(model, (1, 4, 4), explicit_pooling=True)
     assert torch.allclose(graph.values(x)[-1], model(x), rtol=1e-12, atol=1e-12)
     padded = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(3, padding=1), nn.Flatten(), nn.Linear(2, 2)).eval()
-    with pytest.raises(InputRefused, match=r"PA130 max pooling 1: .*negative"):
+    with pytest.raises(InputRefused, match=r"PA130 max pooling 1 pads .*negative"):
         read_graph(padded, (1, 4, 4), explicit_pooling=True)
 
 
@@ -375,7 +375,7 @@ def hooked():
 
 REFUSED = {
     "layer 1 (Softmax)": (nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), (4,)),
-    "layer 0 (BatchNorm2d): is in train mode": (nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).train(), (1, 2, 2)),
+    "layer 0 (BatchNorm2d) is in train mode": (nn.Sequential(nn.BatchNorm2d(1), nn.Flatten()).train(), (1, 2, 2)),
     "cannot be traced": (Branching(), (4,)),
     "more than one input": (TwoInputs(), (4,)),
     "mul of several tensors": (Squared(), (4,)),
@@ -384,7 +384,7 @@ REFUSED = {
     "takes 4 inputs, gets rows of shape (3,)": (nn.Sequential(nn.Linear(4, 2)), (3,)),
     "pads by 'reflect'": (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")), (1, 4, 4)),
     "output is not one tensor that depends on the input": (Constant(), (4,)),
-    "layer 0 (LayerNorm): no bound": (nn.Sequential(nn.LayerNorm(4)), (4,)),
+    "layer 0 (LayerNorm) has no proved bound": (nn.Sequential(nn.LayerNorm(4)), (4,)),
     "layer 0 (LSTM)": (nn.Sequential(nn.LSTM(4, 2)), (4,)),
     "no values yet": (nn.Sequential(nn.LazyLinear(2)), (4,)),
 }

@@ -100,6 +100,16 @@ class Activation:
         )
         return lower, upper
 
+    def along(self, shape: Sequence[int]) -> Activation:
+        """The same for rows of this shape flattened; only slopes are right then."""
+        if self.kind is not nn.PReLU:
+            return self
+        module = nn.PReLU()
+        weight = torch.as_tensor(self.module.weight, dtype=torch.float64)
+        # One slope a channel, or one for all.
+        module.weight = nn.Parameter(weight.expand(*shape).reshape(-1).clone(), requires_grad=False)
+        return activation_of(module, nn.PReLU)
+
     def slopes(self, z: Tensor) -> Tensor:
         """The derivative at pre-activations `z`; meaningless at a kink."""
         if self.kind in _OWN_SLOPES:
@@ -226,6 +236,11 @@ class Activation:
         error = _PLAIN_ERROR if self.piecewise_linear else _LIBRARY_ERROR
         room = error * torch.maximum(lower.abs(), upper.abs())
         return lower - room, upper + room
+
+
+def identity() -> Activation:
+    """The activation that changes nothing."""
+    return activation_of(nn.Identity(), nn.Identity)
 
 
 def activation_of(module: nn.Module, kind: type[nn.Module]) -> Activation:

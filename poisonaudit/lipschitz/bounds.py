@@ -1,39 +1,32 @@
-"""`lipschitz_bounds`: every bound of one dense network, side by side."""
+"""`lipschitz_bounds`: every bound of one network, side by side."""
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from poisonaudit.errors import UsageError
-from poisonaudit.lipschitz.certified import certified_bound
-from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
-from poisonaudit.lipschitz.enumeration import exact_constant
-from poisonaudit.lipschitz.lower import lower_bound, points_of
-from poisonaudit.lipschitz.network import Chain, chain_of, read_network
-from poisonaudit.lipschitz.sign_coupled import entries_of, sign_coupled_bound
-from poisonaudit.lipschitz.upper import (
-    absolute_product_bound,
-    norm_of_sum_bound,
-    product_bound,
-    subset_absolute_bound,
-    subset_norm_bound,
-)
-from poisonaudit.lipschitz.virmaux import singular_split_bound
+from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.lipschitz.all_bounds import dense_bounds, graph_bounds
+from poisonaudit.lipschitz.dense_graph import graph_of, network_of
+from poisonaudit.lipschitz.graph import Graph
+from poisonaudit.lipschitz.lower import attained_norm
+from poisonaudit.lipschitz.network import DenseNetwork, read_network
+from poisonaudit.lipschitz.pieces import as_tensor
+from poisonaudit.lipschitz.points import points_of
+from poisonaudit.lipschitz.reading import read_graph, row_shape
 from poisonaudit.registry import unknown_name
 
 NORMS = ("linf", "l1", "l2")
+MAX_POOL = ("implicit", "explicit")
+# Multiplications of K_5, about two minutes on two cores.
+WORK_LIMIT = 5e11
 # In this order ties go to the earlier name.
 UPPER_BOUNDS = ("k5", "k6", "k4", "k3", "k1", "k_star", "k2", "ellipsoid", "exact")
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,7 @@ class LipschitzBounds:
         certified_winner: the name of the bound that gave `certified`.
         norm: "linf", "l1" or "l2".
         hidden_layers: number of layers of activations.
+        restarts: nodes where K_5 started anew to save work; those at max pooling belong to its implicit form.
         seconds: wall time per bound.
     """
 
@@ -82,22 +76,36 @@ class LipschitzBounds:
     certified_winner: str
     norm: str
     hidden_layers: int
+    restarts: tuple[str, ...]
     seconds: Mapping[str, float]
 
 
 def lipschitz_bounds(
-    model_or_matrices: nn.Module | Sequence[Any], norm: str = "linf", x: Any = None, seed: int = 0
+    model_or_matrices: nn.Module | Sequence[Any],
+    norm: str = "linf",
+    x: Any = None,
+    seed: int = 0,
+    *,
+    input_shape: Sequence[int] | None = None,
+    max_pool: str = "implicit",
+    work_limit: float = WORK_LIMIT,
 ) -> LipschitzBounds:
-    """Bound how strongly a dense network can amplify a change of its input, over all inputs.
+    """Bound how strongly a network can amplify a change of its input, over all inputs.
+
+    Nets of Linear layers, and chains of other layers small enough to be written out as matrices, get every bound. Other
+    feed-forward graphs (convolutions, skips, pooling; docs/lipschitz.md lists the layers) get K_*, K_1, K_3, K_4 and
+    K_5 from passes through the network; where K_5's full form would take more than `work_limit` multiplications it
+    restarts at nodes that every path passes, as few as possible.
 
     Args:
-        model_or_matrices: nn.Sequential of Linear, elementwise activations (ReLU, LeakyReLU, PReLU, ELU, CELU, SELU,
-            ReLU6, Hardtanh, Hardsigmoid, Hardswish, Tanh, Sigmoid, GELU, SiLU, Mish, Softplus, Softsign, LogSigmoid,
-            Tanhshrink, Softshrink, Identity), Flatten, and BatchNorm1d and Dropout in eval mode; or one nn.Linear;
-            or the matrices `[W_0, ..., W_l]` applied in that order, ReLU between them, zero biases.
-        norm: "linf", "l1" or "l2": the norm of inputs and outputs.
+        model_or_matrices: a module in eval mode whose forward torch.fx can trace; or the matrices `[W_0, ..., W_l]`
+            applied in that order, ReLU between them, zero biases.
+        norm: "linf" or "l1", for nets that are written out as matrices also "l2": the norm of inputs and outputs.
         x: (n, ...) points where the lower bound looks first, in input units; None: random N(0, I) points.
         seed: of the search for the lower bound.
+        input_shape: of one row, where neither `x` nor a first Linear layer tells it.
+        max_pool: "implicit" (a selection of norm 1) or "explicit" (a cascade of ReLU layers).
+        work_limit: multiplications, about 4e9 a second on two cores.
 
     Returns:
         All bounds. Upper bounds depend on the weights only; they bound `|f(a) - f(b)| / |a - b|` everywhere.
@@ -106,73 +114,75 @@ def lipschitz_bounds(
 
     Raises:
         InputRefused: PA130, the network is not one the bounds are proved for; PA230, `x` does not fit it.
-        UsageError: PA301, unknown norm; PA303, the seed is not an integer.
+        UsageError: PA301, unknown norm or form of max pooling; PA303, the seed is not an integer; PA304, no input
+            shape, or a limit that is not positive.
     """
     if norm not in NORMS:
         raise UsageError("PA301", unknown_name(str(norm), NORMS, "norm").message)
+    if max_pool not in MAX_POOL:
+        raise UsageError("PA301", unknown_name(str(max_pool), MAX_POOL, "form of max pooling").message)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError("PA303", f"seed is {seed!r}. It starts a random generator. Pass an integer.")
-    network = read_network(model_or_matrices)
-    points = None if x is None else points_of(x, network.weights[0].shape[1])
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, compute: Callable[[], Value]) -> Value:
-        started = time.perf_counter()
-        value = compute()
-        seconds[name] = time.perf_counter() - started
-        return value
-
+    if not work_limit > 0:
+        raise UsageError("PA304", f"work_limit is {work_limit}. It counts multiplications. Pass a positive number.")
     with torch.no_grad():
-        chain = chain_of(network, norm)
-        scaled: dict[str, float | None] = {
-            "k_star": timed("k_star", lambda: product_bound(chain)),
-            "k1": timed("k1", lambda: subset_norm_bound(chain)),
-            "k2": timed("k2", lambda: singular_split_bound(chain)),
-            "k3": timed("k3", lambda: absolute_product_bound(chain)),
-            "k4": timed("k4", lambda: subset_absolute_bound(chain)),
-            "k6": None,
-            "exact": timed("exact", lambda: exact_constant(chain)),
-        }
-        k5 = scaled["k5"] = timed("k5", lambda: norm_of_sum_bound(chain))
-        entries = timed("entries", lambda: entries_of(chain))
-        if chain.norm == "linf":
-            # Their last digits are rounded apart.
-            scaled["k6"] = min(k5, timed("k6", lambda: sign_coupled_bound(chain, entries)))
-        seconds["k6"] = seconds.pop("entries") + seconds.get("k6", 0.0)
-        scaled["ellipsoid"] = timed("ellipsoid", lambda: ellipsoid_bound(chain, entries.largest))
-        upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
-        certified_winner, certified = timed(
-            "certified", lambda: certified_bound(chain, entries, scaled["exact"], scaled["ellipsoid"])
-        )
-    with torch.enable_grad():
-        lower = timed("lower", lambda: lower_bound(network, norm, points, seed))
-    present = {name: value for name in UPPER_BOUNDS if (value := upper[name]) is not None}
+        network, graph = _read(model_or_matrices, x, input_shape, max_pool == "explicit")
+    points = None if x is None else points_of(x, graph.nodes[0].size).reshape(-1, *graph.nodes[0].shape)
+    with torch.no_grad():
+        if network is not None:
+            found = dense_bounds(network, norm)
+        else:
+            found = graph_bounds(graph, norm, work_limit)
+    begun = time.perf_counter()
+    lower = attained_norm(graph, norm, points, seed)
+    found.seconds["lower"] = time.perf_counter() - begun
+    present = {name: value for name in UPPER_BOUNDS if (value := found.upper.get(name)) is not None}
     winner = min(present, key=lambda name: present[name])
     return LipschitzBounds(
         k_star=present["k_star"],
         k1=present["k1"],
-        k2=upper["k2"],
+        k2=present.get("k2"),
         k3=present["k3"],
-        k4=upper["k4"],
+        k4=present.get("k4"),
         k5=present["k5"],
-        k6=upper["k6"],
-        ellipsoid=upper["ellipsoid"],
-        exact=upper["exact"],
+        k6=present.get("k6"),
+        ellipsoid=present.get("ellipsoid"),
+        exact=present.get("exact"),
         lower=lower,
         best=present[winner],
         winner=winner,
-        certified=certified,
-        certified_winner=certified_winner,
+        certified=found.certified,
+        certified_winner=found.certified_winner,
         norm=norm,
-        hidden_layers=chain.hidden,
-        seconds=seconds,
+        hidden_layers=found.hidden,
+        restarts=found.restarts,
+        seconds=found.seconds,
     )
 
 
-def _unscaled(chain: Chain, value: float | None) -> float | None:
-    """Undo the scaling. NaN counts as infinite; a path of nonzero weights means no bound is zero."""
-    if value is None:
-        return None
-    if math.isnan(value):
-        return math.inf
-    return chain.unscaled(max(value, sys.float_info.min) if chain.connected else 0.0)
+def _read(
+    model_or_matrices: nn.Module | Sequence[Any], x: Any, input_shape: Sequence[int] | None, explicit: bool
+) -> tuple[DenseNetwork | None, Graph]:
+    """The network as matrices where that is possible, and as a graph."""
+    if not isinstance(model_or_matrices, nn.Module):
+        network = read_network(model_or_matrices)
+        return network, graph_of(network)
+    try:
+        network = read_network(model_or_matrices)
+    except InputRefused:
+        shape = input_shape if input_shape is not None else _shape(model_or_matrices, x)
+        graph = read_graph(model_or_matrices, tuple(int(size) for size in shape), explicit_pooling=explicit)
+        return network_of(graph), graph
+    return network, graph_of(network)
+
+
+def _shape(model: nn.Module, x: Any) -> Sequence[int]:
+    if x is not None:
+        return tuple(as_tensor(x).shape[1:])
+    shape = row_shape(model)
+    if shape is None:
+        raise UsageError(
+            "PA304",
+            "the shape of an input is not known: the first layer takes any size. Pass x, or input_shape=(1, 28, 28).",
+        )
+    return shape

@@ -51,7 +51,7 @@ def pooling_levels(window: Window, shape: Shape, positive: bool) -> Iterator[Lev
         Unknown: padding beside entries that may be negative.
     """
     if not positive and (any(window.padding) or window.ceil):
-        raise Unknown("its explicit form pads by 0, but the entries may be negative")
+        raise Unknown("pads by 0 in its explicit form, but its entries may be negative")
     # Behind a ReLU padding by 0 changes no maximum.
     before: LinearMap = Rearrangement(lambda rows: window.patches(rows, 0.0), shape)
     entries = before.shape_out[1]

@@ -93,6 +93,8 @@ def elementwise(layer: Any, shape: Shape) -> Activation | None:
         return None
     if "forward" in vars(layer):
         raise Unknown("has a forward of its own")
+    if kind is nn.PReLU and layer.weight.numel() not in (1, shape[0]):
+        raise Unknown(f"has {layer.weight.numel()} slopes, gets rows of shape {shape}")
     if kind is nn.PReLU and layer.weight.numel() > 1:
         layer = _ChannelSlopes(layer.weight, shape)
     if kind is nn.Softplus and layer.threshold < SOFTPLUS_THRESHOLD:
@@ -165,7 +167,7 @@ def affine_of(layer: Any, shape: Shape) -> Affine:
         return _standardisation(layer, shape)
     if getattr(kind, "linear_map", False) and not list(layer.parameters()):
         return rearrangement(layer, shape), None
-    raise Unknown("no bound is proved for it")
+    raise Unknown("has no proved bound")
 
 
 def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -192,14 +194,14 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
     if name in _SILENT_FUNCTIONS:
         training = options.get("training", arguments[1] if len(arguments) > 1 else True)
         if training:
-            raise Unknown(f"{name} in train mode")
+            raise Unknown("is in train mode; call eval() first")
         return Identity(shape), None
     if name in _REARRANGEMENTS:
         method = getattr(functional, name, None) if name == "pad" or "shuffle" in name else None
         if name == "getitem":
             return rearrangement(lambda rows: rows[arguments[0]], shape), None
         if name == "pad" and options.get("value", 0) not in (0, None):
-            raise Unknown("padding with a number other than 0")
+            raise Unknown("pads with a number other than 0")
         if method is None:
             return rearrangement(lambda rows: getattr(rows, name)(*arguments, **options), shape), None
         return rearrangement(lambda rows: method(rows, *arguments, **options), shape), None
@@ -209,7 +211,7 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
         return Scale(torch.tensor(-1.0, dtype=torch.float64), shape, -1), None
     if name in ("mul", "imul", "truediv", "div", "itruediv") and len(arguments) == 1 and not options:
         return _scaled(name, shape, arguments[0]), None
-    raise Unknown(f"the operation {name}")
+    raise Unknown("has no proved bound")
 
 
 def rearrangement(function: Callable[[Tensor], Tensor], shape: Shape) -> LinearMap:
@@ -220,9 +222,9 @@ def rearrangement(function: Callable[[Tensor], Tensor], shape: Shape) -> LinearM
         trial = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
         alone = torch.cat([function(row[None]) for row in trial])
     except (RuntimeError, IndexError, TypeError, ValueError) as trouble:
-        raise Unknown(f"it cannot be applied to rows of shape {shape} ({str(trouble).splitlines()[0][:80]})") from None
+        raise Unknown(f"cannot be applied to rows of shape {shape} ({str(trouble).splitlines()[0][:80]})") from None
     if alone.shape[0] != 2 or not torch.equal(alone, found.apply(trial)):
-        raise Unknown("it mixes rows, or does more than move entries")
+        raise Unknown("mixes rows, or does more than move entries")
     return found
 
 
@@ -259,8 +261,8 @@ def _convolution(layer: Any, shape: Shape) -> Affine:
 
 
 def _norm(layer: Any, shape: Shape) -> Affine:
-    if layer.running_mean is None or layer.training:
-        raise Unknown("is in train mode or keeps no statistics; its scale depends on the batch. Call eval() first")
+    if layer.training or layer.running_mean is None:
+        raise Unknown("is in train mode; call eval() first" if layer.training else "scales by statistics of its batch")
     if shape[0] != layer.num_features:
         raise Unknown(f"takes {layer.num_features} channels, gets rows of shape {shape}")
     factor = 1.0 / (_double(layer.running_var) + layer.eps).sqrt()
@@ -268,6 +270,8 @@ def _norm(layer: Any, shape: Shape) -> Affine:
     if layer.affine:
         weight = _double(layer.weight)
         factor, shift = factor * weight, shift * weight + _double(layer.bias)
+    if not bool(torch.isfinite(factor).all()):
+        raise Unknown("divides by the root of a variance that is not positive")
     # The sum, the root (which halves errors), the quotient and the product.
     return Scale(_per_channel(factor, shape), shape, 4), _per_channel(shift, shape)
 
@@ -305,21 +309,21 @@ def _mean(shape: Shape, arguments: tuple[Any, ...], options: dict[str, Any]) -> 
     keep = bool(options.get("keepdim", arguments[1] if len(arguments) > 1 else False))
     chosen = (axes,) if isinstance(axes, int) else axes
     if chosen is None or any(axis % (len(shape) + 1) == 0 for axis in chosen):
-        raise Unknown("a mean over rows")
+        raise Unknown("averages over rows")
     terms = math.prod(shape[axis % (len(shape) + 1) - 1] for axis in chosen)
     return Average(functools.partial(torch.mean, dim=tuple(chosen), keepdim=keep), shape, terms, 1)
 
 
 def _scaled(name: str, shape: Shape, factor: Any) -> LinearMap:
     if isinstance(factor, bool) or not isinstance(factor, int | float | Tensor):
-        raise Unknown(f"the operation {name} of two tensors that depend on the input")
+        raise Unknown("is of two tensors that depend on the input")
     number = torch.as_tensor(factor).detach().to("cpu", torch.float64)
     if number.dim() > len(shape):
         if number.shape[0] != 1:
-            raise Unknown(f"the operation {name} with one number a row")
+            raise Unknown("has one number a row")
         number = number[0]
     if torch.broadcast_shapes(number.shape, shape) != shape:
-        raise Unknown(f"the operation {name} that makes a tensor larger")
+        raise Unknown("makes a tensor larger")
     divides = "div" in name
     return Scale(1.0 / number if divides else number, shape, 1 if divides else 0)
 

@@ -13,9 +13,9 @@ from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.certified import certified_bound
 from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
 from poisonaudit.lipschitz.graph import Graph
-from poisonaudit.lipschitz.graph_lower import attained_norm
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.linear_maps import Matrix
+from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, chain_of, read_network
 from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
 from poisonaudit.lipschitz.reading import read_graph

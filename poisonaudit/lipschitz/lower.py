@@ -1,202 +1,128 @@
-"""Lower bounds: the largest Jacobian norm that the network attains at some input.
+"""Lower bounds: the largest Jacobian norm that a network attains at some input.
 
-Only points where the network is differentiable count. A neuron whose pre-activation is within 1e-9 of a kink of
-its activation (zero for ReLU), relative to the sum of the absolute terms it was computed from, may be on the kink or
-on either side of it, and the point is left out (unless no path of active neurons leads there, so that it is
-constant nearby). By
-Rademacher's theorem almost every input qualifies. The search is a sign ascent on a smoothed Jacobian from
-several starts; the score is always the true one. Nothing keeps the search inside the range of the data: the
-bounds beside it are global too.
+Only points where the network certainly is differentiable count (see `jacobians.KINK`); by Rademacher's theorem almost
+every input qualifies. The search is a sign ascent on a smoothed Jacobian from several starts; the score is always the
+true one. Nothing keeps the search inside the range of the data unless a ball is given: global bounds are global too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from poisonaudit.errors import InputRefused
-from poisonaudit.lipschitz.network import DenseNetwork, scaled
-from poisonaudit.lipschitz.pieces import as_tensor
+from poisonaudit.lipschitz.graph import Graph
+from poisonaudit.lipschitz.jacobians import induced_norms, jacobian_rows, local_slopes, smoothed_slopes
 
 RANDOM_STARTS = 1024
-FEWEST_STARTS = 32
+FEWEST_STARTS = 16
 ASCENTS = 24
 FEWEST_ASCENTS = 4
 STEPS = 60
-FEWEST_STEPS = 10
+FEWEST_STEPS = 8
 _BLOCK_ENTRIES = 2**22
 _ASCENT_WORK = 1e10
-# Rounding moves a pre-activation by about 1e-16 of its terms; the rest is room for growth in deep nets.
-_KINK = 1e-9
 
 
-def lower_bound(network: DenseNetwork, norm: str, x: Tensor | None, seed: int) -> float:
+def attained_norm(
+    graph: Graph,
+    norm: str,
+    points: Tensor | None,
+    seed: int,
+    *,
+    ball: tuple[Tensor, float] | None = None,
+    search_work: float = _ASCENT_WORK,
+) -> float:
     """The largest norm of the true Jacobian found.
 
     Args:
-        network: the network.
+        graph: of the network.
         norm: "linf", "l1" or "l2", the induced norm.
-        x: (n, n_0) float64 points to look at first; None looks at N(0, I).
+        points: (n, *shape) to look at first; None looks at N(0, I), in a ball at uniform points.
         seed: of the random points and of the ascents.
+        ball: (centre (*shape), radius): the search stays in this l_inf ball.
+        search_work: multiplications that the search may take, about.
 
     Returns:
         A norm attained at some input (up to float64 rounding); 0 if no point qualified.
     """
     generator = torch.Generator().manual_seed(seed)
-    width = network.weights[0].shape[1]
-    matrices, exponent = _scaled_matrices(network)
-    work = _work(matrices)
-    count = max(FEWEST_STARTS, min(RANDOM_STARTS, int(_ASCENT_WORK / work)))
-    points = torch.randn(count, width, generator=generator, dtype=torch.float64) if x is None else x
-    values = _attained(network, matrices, norm, points)
+    work = max(1.0, 2.0 * graph.nodes[-1].size * sum(edge.map.work for edge in graph.edges))
+    if points is None:
+        count = max(FEWEST_STARTS, min(RANDOM_STARTS, int(search_work / work)))
+        points = _random_points(graph, count, ball, generator)
+    values = attained_norms(graph, norm, points)
     best = float(values.max())
-    # Otherwise the Jacobian is the same everywhere.
-    if not all(activation.changes_nothing for activation in network.activations):
-        # Wide networks get fewer ascents and steps; four passes a step.
-        ascents = max(FEWEST_ASCENTS, min(ASCENTS, int(_ASCENT_WORK / (4.0 * work * FEWEST_STEPS))))
-        order = values.argsort(descending=True, stable=True)[:ascents]
-        starts = points[order]
-        if len(starts) < ascents or float(values[order].min()) < 0.0:
-            # Too few usable points (or points on kinks): add copies a little way off.
-            starts = starts.repeat(math.ceil(ascents / len(starts)), 1)[:ascents]
-            size = _size(starts)
-            noise = torch.randn(starts.shape, generator=generator, dtype=torch.float64)
-            starts = torch.cat([starts, starts + 0.1 * size * noise])
-        steps = max(FEWEST_STEPS, min(STEPS, int(_ASCENT_WORK / (4.0 * work * len(starts)))))
-        best = max(best, _ascend(network, matrices, norm, starts, steps))
-    try:
-        return max(0.0, math.ldexp(best, exponent))
-    except OverflowError:
-        return math.inf
+    if not graph.activations() and all(node.window is None for node in graph.nodes):
+        return max(0.0, best)  # the Jacobian is the same everywhere
+    # Wide networks get fewer ascents and steps; four passes a step.
+    ascents = max(FEWEST_ASCENTS, min(ASCENTS, int(search_work / (4.0 * work * FEWEST_STEPS))))
+    order = values.argsort(descending=True, stable=True)[:ascents]
+    starts = points[order]
+    if len(starts) < ascents or float(values[order].min()) < 0.0:
+        # Too few usable points (or points on kinks): add copies a little way off.
+        starts = starts.repeat(math.ceil(ascents / len(starts)), *[1] * (starts.dim() - 1))[:ascents]
+        noise = torch.randn(starts.shape, generator=generator, dtype=torch.float64)
+        starts = torch.cat([starts, _inside(starts + 0.1 * _size(starts, ball) * noise, ball)])
+    steps = max(FEWEST_STEPS, min(STEPS, int(search_work / (4.0 * work * len(starts)))))
+    return max(0.0, best, _ascend(graph, norm, starts, steps, ball))
 
 
-def points_of(x: object, width: int) -> Tensor:
-    """Check the user's points and flatten each row.
-
-    Args:
-        x: anything `torch.as_tensor` takes, (n, ...) with `width` entries a row.
-        width: inputs of the network.
-
-    Returns:
-        (n, width) in float64 on the CPU.
-
-    Raises:
-        InputRefused: PA230, the points do not fit the network or are not finite.
-    """
-    try:
-        points = as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputRefused("PA230", f"x is not an array of numbers ({error}). Pass (n, {width}) values.") from error
-    shape = tuple(points.shape)
-    if points.ndim < 2 or len(points) == 0 or points[0].numel() != width or points.is_complex():
-        raise InputRefused("PA230", f"x has shape {shape}. The network takes {width} inputs. Pass rows of {width}.")
-    points = points.reshape(len(points), width).to(torch.float64)
-    if not bool(torch.isfinite(points).all()):
-        raise InputRefused("PA230", "x holds NaN or infinity. The Jacobian has no value there. Clean the rows first.")
-    return points
+def attained_norms(graph: Graph, norm: str, points: Tensor) -> Tensor:
+    """True Jacobian norm per point, (n,); -1 where differentiability is not certain."""
+    outputs = graph.nodes[-1].size
+    block = max(1, _BLOCK_ENTRIES // (max(node.size for node in graph.nodes) * outputs))
+    found = []
+    for part in points.split(block):
+        local = local_slopes(graph, part)
+        norms = induced_norms(jacobian_rows(graph, local.slopes, local.chosen, len(part)), norm)
+        usable = local.smooth & torch.isfinite(norms)
+        found.append(torch.where(usable, norms, torch.full_like(norms, -1.0)))
+    return torch.cat(found)
 
 
-def _scaled_matrices(network: DenseNetwork) -> tuple[list[Tensor], int]:
-    """The weights as scaled matrices and one common exponent, for Jacobian products that cannot overflow."""
-    pairs = [scaled(weight) for weight in network.weights]
-    return [matrix for matrix, _ in pairs], sum(power for _, power in pairs)
-
-
-def _work(matrices: Sequence[Tensor]) -> float:
-    """Multiplications and additions behind the Jacobian at one point."""
-    return 2.0 * min(matrices[0].shape[1], matrices[-1].shape[0]) * sum(matrix.numel() for matrix in matrices)
-
-
-def _attained(network: DenseNetwork, matrices: Sequence[Tensor], norm: str, points: Tensor) -> Tensor:
-    """True Jacobian norm per point, (n,), scaled; -1 where differentiability is not certain."""
-    widest = max(max(matrix.shape) for matrix in matrices)
-    outer = min(matrices[0].shape[1], matrices[-1].shape[0])
-    block = max(1, _BLOCK_ENTRIES // (widest * outer))
-    values = []
-    for part in torch.tensor_split(points, math.ceil(len(points) / block)):
-        slopes, smooth = _slopes(network, part)
-        norms = _norms(_jacobian(matrices, slopes, len(part)), norm)
-        values.append(torch.where(smooth & torch.isfinite(norms), norms, torch.full_like(norms, -1.0)))
-    return torch.cat(values)
-
-
-def _slopes(network: DenseNetwork, points: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Derivatives of the activations at each point, and whether the point certainly is off every kink."""
-    h = points
-    smooth = torch.ones(len(points), dtype=torch.bool)
-    moving = torch.ones_like(points)  # 1 where a neuron may depend on the input near the point
-    slopes = []
-    for weight, bias, activation in zip(network.weights, network.biases, network.activations, strict=False):
-        z = h @ weight.T + bias
-        terms = h.abs() @ weight.abs().T + bias.abs()
-        moving = (moving @ (weight != 0.0).to(torch.float64).T > 0.0).to(torch.float64)
-        slope = activation.slopes(z)
-        for kink in activation.kinks:
-            certain = ((z - kink).abs() > _KINK * (terms + abs(kink))) | (moving == 0.0)
-            smooth &= certain.all(1)
-        smooth &= torch.isfinite(z).all(1)
-        moving = moving * (~activation.constant(slope)).to(torch.float64)
-        h = activation.module(z)
-        slopes.append(slope)
-    return slopes, smooth
-
-
-def _jacobian(matrices: Sequence[Tensor], slopes: Sequence[Tensor], count: int) -> Tensor:
-    """`W_l D_l ... D_1 W_0` per point, (count, n_(l+1), n_0), multiplied from the narrower end."""
-    if matrices[-1].shape[0] <= matrices[0].shape[1]:
-        product = matrices[-1].expand(count, -1, -1)
-        for matrix, slope in zip(reversed(matrices[:-1]), reversed(slopes), strict=True):
-            product = (product * slope[:, None, :]) @ matrix
-        return product
-    product = matrices[0].expand(count, -1, -1)
-    for matrix, slope in zip(matrices[1:], slopes, strict=True):
-        product = matrix @ (slope[:, :, None] * product)
-    return product
-
-
-def _norms(jacobian: Tensor, norm: str) -> Tensor:
-    """Induced norm per point: largest absolute row sum (linf), column sum (l1) or singular value (l2)."""
-    if norm == "l2":
-        if not bool(torch.isfinite(jacobian).all()):  # the decomposition would raise
-            finite = torch.isfinite(jacobian).flatten(1).all(1)
-            norms = _norms(jacobian.where(finite[:, None, None], torch.zeros(())), norm)
-            return norms.where(finite, torch.full_like(norms, math.inf))
-        return torch.linalg.matrix_norm(jacobian, 2)
-    return jacobian.abs().sum(2 if norm == "linf" else 1).amax(1)
-
-
-def _ascend(network: DenseNetwork, matrices: Sequence[Tensor], norm: str, starts: Tensor, steps: int) -> float:
-    """Sign ascent on the Jacobian norm, kinks smoothed to sigmoids that sharpen as the steps shrink."""
-    points = starts.clone()
-    size = _size(points)
+def _ascend(graph: Graph, norm: str, starts: Tensor, steps: int, ball: tuple[Tensor, float] | None) -> float:
+    """Sign ascent on the norm, jumps of slopes smoothed over a width that shrinks with the steps."""
+    outputs = graph.nodes[-1].size
+    block = max(1, _BLOCK_ENTRIES // (max(node.size for node in graph.nodes) * outputs))
     best = -1.0
-    for step in range(steps):
-        share = step / (steps - 1)
-        points.requires_grad_(True)
-        slopes = _smoothed(network, points, width=0.3 * 0.1**share)
-        total = _norms(_jacobian(matrices, slopes, len(points)), norm).sum()
-        (gradient,) = torch.autograd.grad(total, points)
-        with torch.no_grad():
-            points = points.detach() + 0.3 * 0.02**share * size * gradient.nan_to_num(0.0, 0.0, 0.0).sign()
-            best = max(best, float(_attained(network, matrices, norm, points).max()))
+    for part in starts.split(block):
+        points, size = part.clone(), _size(part, ball)
+        for step in range(steps):
+            share = step / (steps - 1)
+            points.requires_grad_(True)
+            with torch.enable_grad():
+                slopes, chosen = smoothed_slopes(graph, points, 0.3 * 0.1**share)
+                total = induced_norms(jacobian_rows(graph, slopes, chosen, len(points)), norm).sum()
+                (gradient,) = torch.autograd.grad(total, points, allow_unused=True)
+            if gradient is None:
+                return best
+            move = 0.3 * 0.02**share * size * gradient.nan_to_num(0.0, 0.0, 0.0).sign()
+            points = _inside(points.detach() + move, ball)
+            best = max(best, float(attained_norms(graph, norm, points).max()))
     return best
 
 
-def _size(points: Tensor) -> Tensor:
-    """Mean |entry| per point, the unit of the steps, (n, 1); 1 for a point at the origin."""
-    size = points.abs().mean(1, keepdim=True)
-    return torch.where(size > 0.0, size, torch.ones_like(size))
+def _random_points(graph: Graph, count: int, ball: tuple[Tensor, float] | None, generator: torch.Generator) -> Tensor:
+    shape = (count, *graph.nodes[0].shape)
+    if ball is None:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    centre, radius = ball
+    return centre + radius * (2.0 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1.0)
 
 
-def _smoothed(network: DenseNetwork, points: Tensor, width: float) -> list[Tensor]:
-    """Differentiable stand-ins for the slopes; a kink spreads over `width` times the layer's mean |z|."""
-    h, slopes = points, []
-    for weight, bias, activation in zip(network.weights, network.biases, network.activations, strict=False):
-        z = h @ weight.T + bias
-        spread = width * z.detach().abs().mean(1, keepdim=True).clamp_min(1e-300)
-        h, slope = activation.smoothed(z, spread)
-        slopes.append(slope)
-    return slopes
+def _inside(points: Tensor, ball: tuple[Tensor, float] | None) -> Tensor:
+    if ball is None:
+        return points
+    centre, radius = ball
+    return torch.minimum(torch.maximum(points, centre - radius), centre + radius)
+
+
+def _size(points: Tensor, ball: tuple[Tensor, float] | None) -> Tensor:
+    """The unit of the steps per point: the ball's radius, or the mean |entry| (1 at the origin)."""
+    shape = (-1, *[1] * (points.dim() - 1))
+    if ball is not None:
+        return torch.full((len(points),), 2.0 * ball[1], dtype=torch.float64).reshape(shape)
+    size = points.flatten(1).abs().mean(1)
+    return torch.where(size > 0.0, size, torch.ones_like(size)).reshape(shape)

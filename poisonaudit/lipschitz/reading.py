@@ -148,7 +148,7 @@ class _Reader:
                 return self._node(name, [value], activation, window)
             return _applied(value, affine_of(layer, shape))
         except Unknown as trouble:
-            raise _refused(f"layer {name} ({type(layer).__name__}): {trouble}") from trouble
+            raise _refused(f"layer {name} ({type(layer).__name__}) {trouble}") from trouble
 
     def _function(self, node: fx.Node) -> Any:
         """A function or method: of tensors that depend on the input, or of plain numbers."""
@@ -165,12 +165,14 @@ class _Reader:
             return self._sum(name, arguments)
         if name in ("cat", "concat", "concatenate"):
             return self._cat(name, arguments, options)
+        if name in ("mul", "imul") and len(arguments) == 2 and not isinstance(arguments[0], _Value):
+            arguments = arguments[::-1]
         if len(parts) != 1 or not isinstance(arguments[0], _Value):
             raise _refused(f"the operation {name} of several tensors")
         try:
             found = function_of(name, parts[0].map.shape_out, arguments[1:], options)
         except (Unknown, TypeError, ValueError) as trouble:
-            raise _refused(f"the operation {name}: {trouble}") from trouble
+            raise _refused(f"the operation {name} {trouble}") from trouble
         if isinstance(found, Window):
             return self._cascade(name, parts[0], found) if self.explicit else self._node(name, parts, window=found)
         if isinstance(found, Activation):
@@ -189,7 +191,7 @@ class _Reader:
         try:
             levels = list(pooling_levels(window, value.map.shape_out, positive))
         except Unknown as trouble:
-            raise _refused(f"max pooling {name}: {trouble}") from trouble
+            raise _refused(f"max pooling {name} {trouble}") from trouble
         for level in levels:
             value = _applied(value, (level.before, None))
             if level.activation is not None:
