@@ -12,6 +12,7 @@ from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, over_members, trained_solutions
+from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
@@ -148,7 +149,7 @@ def craft(
     )
     if state is None:
         first = start_of(task)
-        history: list[dict[str, Any]] = [_first_entry(first, begun)]
+        history = [history_entry(0, first.value, first.value, seconds=time.perf_counter() - begun)]
         reached, done, products, gradients, finished = [first], 0, 0, trained, False
     else:
         reached, history = _reached(task, state), [dict(line) for line in state.history]
@@ -266,20 +267,6 @@ def _task(
     return Task(
         problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping
     ), gradients
-
-
-def _first_entry(first: Point, begun: float) -> dict[str, Any]:
-    return {
-        "step": 0,
-        "predicted_objective": first.value,
-        "retrained_objective": first.value,
-        "phi": None,
-        "budget_used": 0.0,
-        "converged": True,
-        "kept": False,
-        "products": 0,
-        "seconds": time.perf_counter() - begun,
-    }
 
 
 def _state(
