@@ -115,10 +115,11 @@ def craft(
 
     Raises:
         UsageError: PA367, steps below 1, or members or damping below 0; PA301, no method, outer step or aggregate has
-            that name; PA341, fewer than one solution.
+            that name; PA341, fewer than one solution; PA385, no entry of a row can move in this budget.
         InputRefused: PA125, further weights of another length.
     """
     _refuse_bad(steps, members, damping, method, outer, aggregate)
+    remarks = budget.remarks(problem.x)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
         if solutions != 1 or members or outer != "retrain" or method in ("corner", "pgd"):
@@ -206,7 +207,7 @@ def craft(
         weights=final.problems[0].weights,
         products=products + used,
         seconds=time.perf_counter() - begun,
-        notes=(*_notes(task, final, history), *notes),
+        notes=(*remarks, *_notes(task, final, history), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
 

@@ -105,9 +105,11 @@ def craft_membership(
         from the clean weights ends.
 
     Raises:
-        UsageError: PA364, the target is the model itself or solves the clean problem already.
+        UsageError: PA364, the target is the model itself or solves the clean problem already; PA385, no entry of a row
+            can move in this budget.
     """
     begun = time.perf_counter()
+    remarks = budget.remarks(problem.x)
     goal = objective.bind(problem)
     target = problem.at(goal.target)
     if relative_gradient(target) < STATIONARITY_LIMIT:
@@ -172,7 +174,7 @@ def craft_membership(
         weights=warm.problem.weights,
         products=products,
         seconds=time.perf_counter() - begun,
-        notes=(WARNING, *_notes(facts)),
+        notes=(WARNING, *remarks, *_notes(facts)),
         gradients=gradients + warm.gradients + 2 * products,
     )
 

@@ -15,7 +15,7 @@ from poisonaudit.cli.pipeline.defences import check_detectors, detected, inspect
 from poisonaudit.cli.pipeline.exports import pictures, write_exports
 from poisonaudit.cli.pipeline.folder import refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
-from poisonaudit.cli.pipeline.goals import check_choice, make_budget
+from poisonaudit.cli.pipeline.goals import budget_remarks, check_choice, make_budget
 from poisonaudit.cli.pipeline.objectives import check_objective, make_objective
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
@@ -139,13 +139,23 @@ def run_attack(
         return Attacked(folder.path, result)
 
 
-def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> None:
-    """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder."""
+def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> tuple[str, ...]:
+    """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder.
+
+    Args:
+        config: the resolved recipe.
+        out: folder of the run.
+        trust_code: whether `file.py:factory` and `file.py:train` may run.
+        report: told what is going on.
+
+    Returns:
+        What to know before the run, in sentences.
+    """
     refuse_taken(out, resume=False)
     parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
     own_trainer(config, trust_code)
-    check_fit(config, victim)
+    return check_fit(config, victim)
 
 
 def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
@@ -153,9 +163,18 @@ def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
     return None if config.retrain.trainer is None else load_trainer(config.retrain.trainer, trust_code)
 
 
-def check_fit(config: AttackConfig, victim: Victim) -> None:
-    """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later."""
+def check_fit(config: AttackConfig, victim: Victim) -> tuple[str, ...]:
+    """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later.
+
+    Args:
+        config: the resolved recipe.
+        victim: before any training.
+
+    Returns:
+        Remarks on the budget.
+    """
     make_budget(config.budget, victim).count(victim.problem.rows)
+    remarks = budget_remarks(config.budget, victim)
     if config.craft.method == "lbfgsb" and config.budget.norm != "linf":
         raise UsageError(
             "PA378", f"craft.method lbfgsb needs budget.norm linf, got {config.budget.norm}. Use auto, apg or adam."
@@ -167,6 +186,7 @@ def check_fit(config: AttackConfig, victim: Victim) -> None:
     check_search(config, victim)
     check_baselines(config)
     check_detectors(config)
+    return remarks
 
 
 def load_victim(config: AttackConfig, trust_code: bool, report: Reporter) -> Victim:
