@@ -333,7 +333,7 @@ def _steps(spacing: Tensor | Mapping[int, float], rows: Tensor) -> Tensor:
             f"spacing (integer in a recipe) has shape {tuple(steps.shape)}, one row is {tuple(shape)}"
             if steps.shape != shape
             else "spacing (integer in a recipe) holds a step that is negative or not finite",
-            "every column needs a step that is finite and >= 0",
+            "steps must be finite and >= 0",
             "Give one a column, 0 where it moves freely.",
         )
     return steps

@@ -119,7 +119,6 @@ def craft(
         InputRefused: PA125, further weights of another length.
     """
     _refuse_bad(steps, members, damping, method, outer, aggregate)
-    remarks = budget.remarks(problem.x)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
         if solutions != 1 or members or outer != "retrain" or method in ("corner", "pgd"):
@@ -131,7 +130,7 @@ def craft(
         inner: Any = "apg" if method == "auto" else method
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
-    begun = time.perf_counter()
+    begun, remarks = time.perf_counter(), budget.remarks(problem.x)
     problem = problem.without_cache(keep="dense")
     task, trained = _task(
         problem,
