@@ -20,6 +20,7 @@ from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import finding
 from poisonaudit.report.rivals import outdone
 from poisonaudit.report.sections.detection import detectors
+from poisonaudit.report.sections.threat_model import box_text
 from poisonaudit.results import AttackResult, Comparison, Measure
 
 # kind -> what an outcome at some effect in 0 ... 1 holds besides the numbers that all kinds share.
@@ -370,3 +371,19 @@ def test_the_forms_that_retraining_search_and_detection_store_are_read() -> None
     assert by_stage["retrained tight"] == pytest.approx([1.2, 1.6])
     assert by_stage["retrained fresh"] == pytest.approx([-1.2, 1.6]) and "retrained trainer" not in by_stage
     assert by_stage["filtered by spectral warm"] == pytest.approx([-1.6])
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"box": [0.0, 1.0]}, "0, 1"),
+        ({"box": [[0.0, -1.5], 2.0]}, "per column: lower −1.5 to 0, upper 2"),
+        ({"box": [[[0.0, None], [0.5, 0.5]], [None, None]]}, "per column: lower 0 to 0.5, upper without limit"),
+        ({"box": ["1200 entries from -1 to 0.5", 2.0]}, "per column: lower 1200 entries from -1 to 0.5, upper 2"),
+        ({"box": "data"}, "data"),
+        ({"box": None}, "none"),
+        ({}, "not stated"),
+    ],
+)
+def test_the_box_is_told_by_its_numbers(budget: dict[str, Any], words: str) -> None:
+    assert box_text(budget) == words

@@ -19,6 +19,8 @@ NORMS = ("linf", "l2", "l1", "l0")
 CHOICES = ("adjoint", "kappa", "class", "random")
 # Columns that a remark names before it only counts them.
 _MOST_NAMED = 8
+# Entries of a bound that are listed; those of larger rows are told by their range.
+_MOST_LISTED = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -277,10 +279,12 @@ def _outside(lower: Tensor, upper: Tensor) -> int:
 
 
 def _plain(bound: Bound) -> Any:
-    """A bound as a number where all its entries agree, else as nested lists."""
+    """A bound as a number where all its entries agree, else as nested lists; very many in words, by their range."""
     values = torch.as_tensor(bound)
     if bool((values == values.flatten()[0]).all()):
         return float(values.flatten()[0])
+    if values.numel() > _MOST_LISTED:
+        return f"{values.numel()} entries from {float(values.min()):.6g} to {float(values.max()):.6g}"
     return values.tolist()
 
 

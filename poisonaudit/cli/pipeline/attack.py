@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from poisonaudit.attack import Poison
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.audit import accuracies, polished, stored_victim
 from poisonaudit.cli.pipeline.baselines import beside, check_baselines
@@ -103,12 +104,7 @@ def run_attack(
             model=victim.model,
             data=victim.data.spec,
             recipe=attack_recipe(config, victim, facts),
-            budget={
-                **poison.budget.describe(),
-                **plain(config.budget),
-                "unit": unit_of(victim),
-                "rows": len(poison.rows),
-            },
+            budget=attack_budget(config, victim, poison),
             rows=[int(victim.data.train_ids[row]) for row in poison.rows],
             predicted=finite(poison.predicted),
             retrained=finite(retrained.to_json()),
@@ -242,6 +238,13 @@ def clean_victim(config: AttackConfig, stages: Stages, report: Reporter) -> Vict
     at = victim.at(weights)
     known = {**at.recipe, **accuracies(at), "weights_sha256": weights_digest(at)}
     return replace(at, recipe=known)
+
+
+def attack_budget(config: AttackConfig, victim: Victim, poison: Poison) -> dict[str, Any]:
+    """The budget as configured, with the numbers that were used where the configuration only names them."""
+    used = poison.budget.describe()
+    # `box: data` and `integer: [column]` mean other numbers for other data.
+    return {**used, **plain(config.budget), "box": used["box"], "unit": unit_of(victim), "rows": len(poison.rows)}
 
 
 def weights_digest(victim: Victim) -> str:
