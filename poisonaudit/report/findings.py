@@ -70,10 +70,11 @@ class Finding:
         return next((group.trials for group in self.groups if group.training == training), ())
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """What was not trained, and why."""
+    def notes(self) -> tuple[str, ...]:
+        """With what reservation the prediction is valid, and what there is to know of the retrainings."""
         summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
-        return tuple(str(note) for note in items_of(summary.get("notes")) if note is not None)
+        predicted = [f"prediction: {note}" for note in items_of(mapping_of(self.attack.predicted).get("notes")) if note]
+        return (*predicted, *(str(note) for note in items_of(summary.get("notes")) if note is not None))
 
     @property
     def counted(self) -> list[Trial]:

@@ -97,7 +97,7 @@ class Retrained:
         predicted: the poison's predicted outcome.
         loose: by loose training, from the same seeds.
         trainer: by the user's own training, from the same seeds; empty where none was given.
-        notes: what was not trained, and why.
+        notes: what was not trained, and why; whether warm retraining had nothing to do.
     """
 
     warm: Retraining

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from poisonaudit.attack.objectives import Objective
@@ -177,7 +178,19 @@ def retrainings(
         predicted=predicted,
         loose=tuple(runs["loose"]),
         trainer=tuple(runs["trainer"]),
-        notes=tuple(notes),
+        notes=(*notes, *_stood_still(problem, warm, clean_warm)),
+    )
+
+
+def _stood_still(problem: Problem, warm: Retraining, clean: Retraining) -> tuple[str, ...]:
+    """A note where warm retraining had nothing to do although the poison changed the gradient."""
+    # Without any effect on the gradient there is nothing that a tighter tolerance would show.
+    poisoned = warm.relative_gradient != clean.relative_gradient
+    if not (warm.converged and poisoned and torch.equal(warm.weights, problem.weights)):
+        return ()
+    return (
+        "the clean weights already meet the tolerance of retraining on the poisoned rows (relative gradient "
+        f"{warm.relative_gradient:.1e}); warm retraining did not move. Retrain to a tighter tolerance",
     )
 
 
@@ -246,7 +259,8 @@ def drawable(problem: Problem, plan: Mapping[Kind, Sequence[int]]) -> tuple[dict
     except InputRefused as refusal:
         if refusal.code != "PA126":
             raise
-        return {"trainer": plan["trainer"]}, (f"tight and loose training from new seeds: {refusal.message}",)
+        note = f"not trained: tight and loose training from new seeds: {refusal.message}"
+        return {"trainer": plan["trainer"]}, (note,)
     return dict(plan), ()
 
 
