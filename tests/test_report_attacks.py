@@ -124,11 +124,11 @@ def full_attack(kind: str = "flip", model: str = "m") -> AttackResult:
 NULLS: dict[str, Any] = {
     "baselines": None, "inspection": None, "verified_cost": None, "detectors": None, "cost": None, "predicted": None,
     "retrained": None, "control": None, "recipe": None, "budget": None, "rows": None, "pictures": None, "gates": None,
-    "history": None, "inputs": None, "environment": None,
+    "history": None, "inputs": None, "environment": None, "hardening": None,
 }  # fmt: skip
 ODD = {
     "lists": {"baselines": [], "inspection": [1], "verified_cost": [], "detectors": [{}]},
-    "texts": {"baselines": "a", "inspection": "b", "verified_cost": "c", "detectors": "d"},
+    "texts": {"baselines": "a", "inspection": "b", "verified_cost": "c", "detectors": "d", "hardening": "e"},
     "inner nulls": {
         "baselines": {"a": {"applicable": None, "retrained": None, "cost": None, "notes": None}},
         "inspection": {"a": {"recall_at": None, "average_precision": None}},

@@ -70,11 +70,18 @@ class Finding:
         return next((group.trials for group in self.groups if group.training == training), ())
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """With what reservation the prediction is valid, and what there is to know of the retrainings."""
+    def left_out(self) -> tuple[str, ...]:
+        """What was not trained, and why."""
         summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
-        predicted = [f"prediction: {note}" for note in items_of(mapping_of(self.attack.predicted).get("notes")) if note]
-        return (*predicted, *(str(note) for note in items_of(summary.get("notes")) if note is not None))
+        return tuple(str(note) for note in items_of(summary.get("notes")) if note is not None)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """With what reservation the prediction is valid, and what else there is to know of the retrainings."""
+        summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
+        predicted = items_of(mapping_of(self.attack.predicted).get("notes"))
+        told = [*(f"prediction: {note}" for note in predicted if note), *items_of(summary.get("remarks"))]
+        return tuple(f"{str(text)[:1].upper()}{str(text)[1:]}." for text in told if text)
 
     @property
     def counted(self) -> list[Trial]:

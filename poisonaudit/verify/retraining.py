@@ -178,7 +178,8 @@ def retrainings(
         predicted=predicted,
         loose=tuple(runs["loose"]),
         trainer=tuple(runs["trainer"]),
-        notes=(*notes, *_stood_still(problem, warm, clean_warm)),
+        notes=tuple(notes),
+        remarks=_stood_still(problem, warm, clean_warm),
     )
 
 
@@ -259,8 +260,7 @@ def drawable(problem: Problem, plan: Mapping[Kind, Sequence[int]]) -> tuple[dict
     except InputRefused as refusal:
         if refusal.code != "PA126":
             raise
-        note = f"not trained: tight and loose training from new seeds: {refusal.message}"
-        return {"trainer": plan["trainer"]}, (note,)
+        return {"trainer": plan["trainer"]}, (f"tight and loose training from new seeds: {refusal.message}",)
     return dict(plan), ()
 
 
