@@ -81,9 +81,10 @@ def _kernel_part(problem: Problem, displacement: Tensor) -> tuple[float | None, 
         return None, "", 0
     before, length = solver.products, float(displacement.norm())
     share = float(solver.project_kernel(displacement).norm()) / length if length > 0 else 0.0
-    known = "" if solver.kernel_dimension is None else f" of dimension {solver.kernel_dimension}"
+    size = solver.kernel_dimension
+    has = "may have a kernel, as far as products tell," if size is None else f"has a kernel of dimension {size}"
     told = (
-        f"H has a kernel{known} at rank tolerance {solver.tolerance:.0e}, so the solutions form a set: valid for the "
+        f"H {has} at rank tolerance {solver.tolerance:.0e}, and the solutions then form a set: valid for the "
         f"displacement orthogonal to the kernel; along it, where {share:.0%} of the displacement lies and phi sees "
         "nothing, the start and the method of training decide, and fresh seeds end in other members"
     )
