@@ -145,7 +145,20 @@ PAIRED: tuple[str, ...] = tuple(
 
 def unmoved(key: str) -> float:
     """The value of a paired change at which the poison did nothing: 1 for ratios of distances, else 0."""
-    return next((each.no_effect for each in QUANTITIES.values() if key == each.paired == each.key), 0.0)
+    quantity = _paired_quantity(key)
+    return 0.0 if quantity is None else quantity.no_effect
+
+
+def change_effect(key: str, value: float) -> float:
+    """How far a paired change is from `unmoved`, positive toward the attacker's goal; others count from 0."""
+    quantity = _paired_quantity(key)
+    effect = None if quantity is None else quantity.effect(value)
+    return value if effect is None else effect
+
+
+def _paired_quantity(key: str) -> Quantity | None:
+    """The quantity whose primary number is itself the paired change of this name."""
+    return next((each for each in QUANTITIES.values() if key == each.paired == each.key), None)
 
 
 def quantity_of(recipe: Any, predicted: Any = None, retrained: Any = None) -> Quantity:

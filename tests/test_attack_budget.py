@@ -144,6 +144,11 @@ def test_counts_and_description():
         "choice": "adjoint",
     }
     assert Budget(radius=1, choice=torch.tensor([4, 2])).describe()["choice"] == [4, 2]
+    columns = Budget(radius=1, rows=1, box=(torch.tensor([-1.5, 0.0]), 2.0)).describe()
+    assert columns["box"] == [[-1.5, 0.0], 2.0]
+    many = torch.linspace(-1.0, 0.5, 1200).view(3, 20, 20)
+    assert Budget(radius=1, rows=1, box=(many, 2.0)).describe()["box"] == ["1200 entries from -1 to 0.5", 2.0]
+    assert Budget(radius=1, rows=1).describe()["box"] is None
 
 
 @pytest.mark.parametrize(

@@ -172,3 +172,20 @@ def test_random_rows_repeat_for_a_seed_and_given_rows_stay(problem):
     assert first.unique().numel() == 6
     given = choose_rows(problem, goal, Budget(radius=0.1, choice=[9, 3, 5]))
     assert given.tolist() == [3, 5, 9]
+
+
+def test_any_convex_function_of_the_weights_is_a_goal(problem, dense, model):
+    class Slope:
+        convex = True
+
+        def value(self, weights):
+            return float(weights.sum())
+
+        def gradient(self, weights):
+            return torch.ones_like(weights)
+
+    allowed = Budget(radius=0.3, rows=4).around(problem.x[ROWS])
+    found = minimise_estimate(model, Slope(), allowed, NOTHING, accuracy=1e-9)
+    hessian, mixed = dense
+    slope = torch.linalg.solve(hessian, mixed[:, ROWS].flatten(1)).T @ torch.ones(problem.size, dtype=torch.float64)
+    assert found.value == pytest.approx(float(problem.weights.sum() - 0.3 * slope.abs().sum()), rel=1e-9)

@@ -9,6 +9,7 @@ from torch import nn
 
 from poisonaudit import Problem, craft, fit
 from poisonaudit.attack import Budget, Membership, TargetWeights, weights_along, weights_from_fine_tuning
+from poisonaudit.attack.history import history_entry
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
 from poisonaudit.operators import dense_hessian, dense_mixed
 
@@ -60,6 +61,7 @@ def test_the_residual_is_that_of_the_poisoned_problem_and_falls(net: Problem) ->
     ratio = float(after.norm() / before.norm())
     assert poison.predicted["membership"]["residual_ratio"] == pytest.approx(ratio, rel=1e-9)
     assert ratio < 0.95
+    assert all(line.keys() == history_entry(0, 0.0, 0.0).keys() for line in poison.history)
     values = [line["retrained_objective"] for line in poison.history]
     assert values[0] == pytest.approx(0.5 * float(before.square().sum()), rel=1e-12)
     assert 0.5 * float(after.square().sum()) == pytest.approx(min(values), rel=1e-12)

@@ -24,6 +24,7 @@ from poisonaudit.config.catalogue import find_recipe
 from poisonaudit.config.load import load_config
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import load_data
+from poisonaudit.report.formats import number
 from poisonaudit.store import RunFolder
 from poisonaudit.verify import retraining as retraining_module
 
@@ -83,6 +84,12 @@ def test_the_poison_keeps_its_budget_and_its_rows(attacked: Path) -> None:
     positions = [data.train_ids.tolist().index(row) for row in body["rows"]]
     moved = data.x_train[positions] + poison["delta"]
     assert bool((moved >= data.box[0] - 1e-12).all() & (moved <= data.box[1] + 1e-12).all())
+    # The box that was used, not its name in the recipe; what the report says of it is its range.
+    assert body["budget"]["box"] == [end.tolist() for end in data.box] and body["recipe"]["budget"]["box"] == "data"
+    assert body["budget"]["choice"] == "adjoint" and body["budget"]["rows"] == 4
+    low, high = float(data.box[0].min()), float(data.box[0].max())
+    told = f"per column: lower {number(low)} to {number(high)}, upper"
+    assert told in (attacked / "report.html").read_text(encoding="utf-8")
     again = load_data(f"npz:{attacked / 'poisoned.npz'}")
     expected = data.x_train.clone()
     expected[positions] = moved
@@ -308,6 +315,7 @@ def test_columns_stay_move_in_whole_steps_and_few_at_a_time(tmp_path: Path) -> N
     assert int(moved.sum(1).max()) == 1 and not moved[:, 2].any() and moved[:, :2].any()
     years = delta[:, 1] * deviation
     assert torch.allclose(years, years.round(), atol=1e-4)
+    assert body["budget"]["spacing"] == {"1": pytest.approx(1 / deviation)} and body["budget"]["integer"] == ["age"]
     assert body["budget"]["entries"] == 1 and body["budget"]["immutable"] == ["fixed"]
     refused = call("attack", "flip-one-tumour", *words, "--set", "budget.integer=[aje]", "--dry-run", code=2)
     assert "PA379" in refused.stderr and "'age'" in refused.stderr

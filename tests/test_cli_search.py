@@ -86,6 +86,9 @@ def test_variants_are_compared(searched: tuple[Path, Result]) -> None:
         assert float(line["kappa"]) == pytest.approx(entry["kappa"], rel=1e-12)
         assert float(line["value"]) == pytest.approx(entry["cost"]["value"], rel=1e-12)
         assert entry["label"] in said.stdout and entry["test_accuracy"] > 0.8
+    report = (run / "report.html").read_text(encoding="utf-8")
+    report = report[report.index('<section id="hardening"') : report.index('<section id="other-attacks"')]
+    assert all(entry["label"] in report and repr(entry["value"]) in report for entry in entries)
     # Controls of a variant are clean trainings of that variant.
     weights = {name: load_file(run / f"weights-hardening-decay-0.1-{name}.safetensors") for name in ("control-1",)}
     trained = load_file(run / "weights-hardening-decay-0.1.safetensors")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from poisonaudit.cli.main import cli
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.models import build_model, load_weights, save_weights, wants_images
 from poisonaudit.operators import Linearisation
@@ -122,6 +125,54 @@ def test_normalisation_of_flat_rows_and_presets() -> None:
     build_model("resnet20?normalize=imagenet", input_shape=(3, 32, 32), outputs=2)
     with pytest.raises(InputRefused, match="PA132 .*3 channels"):
         build_model("resnet20?normalize=imagenet", input_shape=(1, 32, 32), outputs=2)
+
+
+def test_normalisation_of_flattened_pictures_by_channel() -> None:
+    given, shape = "0.4:0.5:0.6,0.2:0.25:0.3", (3, 2, 2)
+    flat = build_model(f"linear?normalize={given}", input_shape=(12,), outputs=2, image_shape=shape)
+    pictures = build_model(f"linear?normalize={given}", input_shape=shape, outputs=2)
+    flat.load_state_dict(pictures.state_dict())
+    x = torch.rand(5, *shape, dtype=torch.float64)
+    torch.testing.assert_close(flat(x.flatten(1)), pictures(x), rtol=1e-12, atol=1e-12)
+    mean, deviation = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (MEAN, DEVIATION))
+    plain = build_model("linear", input_shape=shape, outputs=2)
+    plain.load_state_dict(pictures.state_dict())
+    torch.testing.assert_close(flat(x.flatten(1)), plain((x - mean) / deviation), rtol=1e-9, atol=1e-12)
+    # The operators know the layer in this form too.
+    problem = Problem(flat, "cross_entropy", x.flatten(1), torch.arange(5) % 2, 1e-2)
+    kept = Linearisation(problem)
+    assert kept.path == "r_operator", kept.note
+    v = torch.randn(problem.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = torch.autograd.functional.hessian(problem.objective, problem.weights)
+    torch.testing.assert_close(kept.hessian(v), exact @ v, rtol=1e-8, atol=1e-10)
+
+
+def test_normalisation_of_columns_one_by_one_and_what_is_refused() -> None:
+    net = build_model("linear?normalize=0:1:2,1:2:4", input_shape=(3,), outputs=2)
+    plain = build_model("linear", input_shape=(3,), outputs=2)
+    x = torch.rand(4, 3, dtype=torch.float64)
+    scaled = (x - torch.tensor([0.0, 1.0, 2.0])) / torch.tensor([1.0, 2.0, 4.0])
+    assert torch.allclose(net(x), plain(scaled), rtol=1e-12)
+    with pytest.raises(InputRefused, match="PA132 .*has 3 channels, the rows are 30 columns that are not known to be"):
+        build_model("linear?normalize=cifar10", input_shape=(30,), outputs=2)
+    with pytest.raises(InputRefused, match="PA132 .*has 3 channels, the flattened pictures 1"):
+        build_model("linear?normalize=cifar10", input_shape=(64,), outputs=2, image_shape=(1, 8, 8))
+
+
+def test_a_linear_victim_with_normalised_channels_is_trained_and_attacked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = rng.integers(0, 200, (60, 3, 5, 5)) + 50 * y[:, None, None, None]
+    np.savez(tmp_path / "colour.npz", x=x.astype(np.uint8), y=y)
+    words = ["--model", "linear?normalize=cifar10", "--data", f"npz:{tmp_path / 'colour.npz'}", "--decay", "0.01"]
+    runs = tmp_path / "train"
+    trained = CliRunner().invoke(cli, ["train", *words, "--out", str(runs)])
+    assert trained.exit_code == 0, trained.stderr
+    changes = [f"victim={runs}", "budget.share=0.1", "craft.steps=1", "retrain.fresh=0", "baselines=[]"]
+    changes += ["detectors=false", "inspection=false"]
+    words = ["attack", "flip-one-digit", *(word for change in changes for word in ("--set", change))]
+    attacked = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "run")])
+    assert attacked.exit_code == 0, attacked.stderr
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,0", "1,-2", "a,b", "1:2,3", "nan,1", "1,2,3"])

@@ -20,6 +20,7 @@ from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import finding
 from poisonaudit.report.rivals import outdone
 from poisonaudit.report.sections.detection import detectors
+from poisonaudit.report.sections.threat_model import box_text
 from poisonaudit.results import AttackResult, Comparison, Measure
 
 # kind -> what an outcome at some effect in 0 ... 1 holds besides the numbers that all kinds share.
@@ -123,11 +124,11 @@ def full_attack(kind: str = "flip", model: str = "m") -> AttackResult:
 NULLS: dict[str, Any] = {
     "baselines": None, "inspection": None, "verified_cost": None, "detectors": None, "cost": None, "predicted": None,
     "retrained": None, "control": None, "recipe": None, "budget": None, "rows": None, "pictures": None, "gates": None,
-    "history": None, "inputs": None, "environment": None,
+    "history": None, "inputs": None, "environment": None, "hardening": None,
 }  # fmt: skip
 ODD = {
     "lists": {"baselines": [], "inspection": [1], "verified_cost": [], "detectors": [{}]},
-    "texts": {"baselines": "a", "inspection": "b", "verified_cost": "c", "detectors": "d"},
+    "texts": {"baselines": "a", "inspection": "b", "verified_cost": "c", "detectors": "d", "hardening": "e"},
     "inner nulls": {
         "baselines": {"a": {"applicable": None, "retrained": None, "cost": None, "notes": None}},
         "inspection": {"a": {"recall_at": None, "average_precision": None}},
@@ -370,3 +371,19 @@ def test_the_forms_that_retraining_search_and_detection_store_are_read() -> None
     assert by_stage["retrained tight"] == pytest.approx([1.2, 1.6])
     assert by_stage["retrained fresh"] == pytest.approx([-1.2, 1.6]) and "retrained trainer" not in by_stage
     assert by_stage["filtered by spectral warm"] == pytest.approx([-1.6])
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ({"box": [0.0, 1.0]}, "0, 1"),
+        ({"box": [[0.0, -1.5], 2.0]}, "per column: lower −1.5 to 0, upper 2"),
+        ({"box": [[[0.0, None], [0.5, 0.5]], [None, None]]}, "per column: lower 0 to 0.5, upper without limit"),
+        ({"box": ["1200 entries from -1 to 0.5", 2.0]}, "per column: lower 1200 entries from -1 to 0.5, upper 2"),
+        ({"box": "data"}, "data"),
+        ({"box": None}, "none"),
+        ({}, "not stated"),
+    ],
+)
+def test_the_box_is_told_by_its_numbers(budget: dict[str, Any], words: str) -> None:
+    assert box_text(budget) == words

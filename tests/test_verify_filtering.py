@@ -10,6 +10,7 @@ from torch import nn
 from poisonaudit.attack import Budget, FlipPrediction, TargetWeights, craft, weights_from_label_flips
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
+from poisonaudit.quantities import PAIRED, unmoved
 from poisonaudit.training import fit
 from poisonaudit.verify import retrain
 from poisonaudit.verify.detectors import Detection
@@ -141,6 +142,9 @@ def test_effects_of_every_kind_grow_from_zero():
     assert effect({"prediction_distance_ratio": 1.0}, "prediction_approach") == 0.0
     assert effect_name({"success": None, "margin_change": 1.0}) == "margin_change"
     assert effect({"success": True}, "success") == 1.0
+    for key in PAIRED:
+        name = {"region_distance_ratio": "region_approach", "prediction_distance_ratio": "prediction_approach"}
+        assert effect({key: unmoved(key)}, name.get(key, key)) == 0.0
     with pytest.raises(UsageError, match="PA301"):
         effect(figures, "movement")
     with pytest.raises(UsageError, match="PA301"):

@@ -17,6 +17,10 @@ from poisonaudit.registry import unknown_name
 Bound = Tensor | float
 NORMS = ("linf", "l2", "l1", "l0")
 CHOICES = ("adjoint", "kappa", "class", "random")
+# Columns that a remark names before it only counts them.
+_MOST_NAMED = 8
+# Entries of a bound that are listed; those of larger rows are told by their range.
+_MOST_LISTED = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +87,11 @@ class Budget:
                 "Pass norm='l0', entries=5, say.",
             )
         if self.spacing is not None and self.norm not in ("linf", "l0"):
-            raise _refused(f"spacing and norm {self.norm!r} are given", "whole steps need 'linf' or 'l0'", "Pass one.")
+            raise _refused(
+                f"whole steps (spacing, integer in a recipe) and norm {self.norm!r} are given",
+                "whole steps need norm 'linf' or 'l0'",
+                "Pass one of those norms, or leave spacing (integer in a recipe) out.",
+            )
 
     def count(self, total: int) -> int:
         """How many of `total` training rows may be perturbed.
@@ -139,6 +147,51 @@ class Budget:
             entries=self.entries,
             spacing=None if self.spacing is None else _steps(self.spacing, rows),
         )
+
+    def remarks(self, rows: Tensor, names: Sequence[str] = ()) -> tuple[str, ...]:
+        """What the reader of a result should know about this budget: columns that look free and cannot move.
+
+        Args:
+            rows: rows (k, ...), of which the shape counts.
+            names: of their columns, to be told instead of numbers.
+
+        Returns:
+            One sentence, or none.
+
+        Raises:
+            UsageError: PA385, no entry of a row can move at all; and those of `around`.
+        """
+        if not self.moves(rows):
+            raise UsageError(
+                "PA385",
+                f"no entry of a row can move: each is immutable, or its whole step (spacing, integer in a recipe) is "
+                f"longer than radius {float(self.radius):.4g} times its scale. Raise the radius or the scale.",
+            )
+        allowed, stuck = self.around(rows[:1]), self._stuck(rows)
+        if not bool(stuck.any()):
+            return ()
+        assert allowed.spacing is not None
+        told = []
+        for column, (part, steps) in enumerate(zip(stuck, allowed.spacing, strict=True)):
+            if bool(part.any()):
+                some = "" if bool(part.all()) else f"{int(part.sum())} entries of "
+                step = float(steps[part].max() if part.dim() else steps)
+                told.append(f"{some}{names[column] if names else column} (step {step:.4g})")
+        more = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+        return (
+            f"{'column' if len(told) == 1 else 'columns'} {', '.join(told[:_MOST_NAMED])}{more} cannot move: one whole "
+            f"step (spacing, integer in a recipe) is longer there than radius {float(self.radius):.4g} times scale",
+        )
+
+    def moves(self, rows: Tensor) -> bool:
+        """Whether some entry of a row can move at all: it is not immutable, and its step not longer than the radius."""
+        stuck = self._stuck(rows)
+        return not bool((stuck if self.immutable is None else stuck | _mask(self.immutable, rows)).all())
+
+    def _stuck(self, rows: Tensor) -> Tensor:
+        """Entries that are not immutable and whose whole step is longer than the radius, shaped like one row."""
+        stuck = self.around(rows[:1]).stuck()
+        return stuck if self.immutable is None else stuck & ~_mask(self.immutable, rows)
 
     def _limits(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
         """How far each entry may go down and up for the box, and how many rows lie outside it."""
@@ -226,10 +279,12 @@ def _outside(lower: Tensor, upper: Tensor) -> int:
 
 
 def _plain(bound: Bound) -> Any:
-    """A bound as a number where all its entries agree, else as nested lists."""
+    """A bound as a number where all its entries agree, else as nested lists; very many in words, by their range."""
     values = torch.as_tensor(bound)
     if bool((values == values.flatten()[0]).all()):
         return float(values.flatten()[0])
+    if values.numel() > _MOST_LISTED:
+        return f"{values.numel()} entries from {float(values.min()):.6g} to {float(values.max()):.6g}"
     return values.tolist()
 
 
@@ -279,9 +334,11 @@ def _steps(spacing: Tensor | Mapping[int, float], rows: Tensor) -> Tensor:
         steps = spacing.to(rows)
     if steps.shape != shape or not bool((steps >= 0).all() & steps.isfinite().all()):
         raise _refused(
-            f"spacing is {tuple(steps.shape)}, one row is {tuple(shape)}",
+            f"spacing (integer in a recipe) has shape {tuple(steps.shape)}, one row is {tuple(shape)}"
+            if steps.shape != shape
+            else "spacing (integer in a recipe) holds a step that is negative or not finite",
             "steps must be finite and >= 0",
-            "Give one a column.",
+            "Give one a column, 0 where it moves freely.",
         )
     return steps
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, over_members, trained_solutions
+from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
@@ -114,7 +115,7 @@ def craft(
 
     Raises:
         UsageError: PA367, steps below 1, or members or damping below 0; PA301, no method, outer step or aggregate has
-            that name; PA341, fewer than one solution.
+            that name; PA341, fewer than one solution; PA385, no entry of a row can move in this budget.
         InputRefused: PA125, further weights of another length.
     """
     _refuse_bad(steps, members, damping, method, outer, aggregate)
@@ -129,7 +130,7 @@ def craft(
         inner: Any = "apg" if method == "auto" else method
         limits: Any = {"steps": steps, "method": inner, "max_products": max_products, "tolerance": tolerance}
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
-    begun = time.perf_counter()
+    begun, remarks = time.perf_counter(), budget.remarks(problem.x)
     problem = problem.without_cache(keep="dense")
     task, trained = _task(
         problem,
@@ -148,7 +149,7 @@ def craft(
     )
     if state is None:
         first = start_of(task)
-        history: list[dict[str, Any]] = [_first_entry(first, begun)]
+        history = [history_entry(0, first.value, first.value, seconds=time.perf_counter() - begun)]
         reached, done, products, gradients, finished = [first], 0, 0, trained, False
     else:
         reached, history = _reached(task, state), [dict(line) for line in state.history]
@@ -205,7 +206,7 @@ def craft(
         weights=final.problems[0].weights,
         products=products + used,
         seconds=time.perf_counter() - begun,
-        notes=(*_notes(task, final, history), *notes),
+        notes=(*remarks, *_notes(task, final, history), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
 
@@ -266,20 +267,6 @@ def _task(
     return Task(
         problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping
     ), gradients
-
-
-def _first_entry(first: Point, begun: float) -> dict[str, Any]:
-    return {
-        "step": 0,
-        "predicted_objective": first.value,
-        "retrained_objective": first.value,
-        "phi": None,
-        "budget_used": 0.0,
-        "converged": True,
-        "kept": False,
-        "products": 0,
-        "seconds": time.perf_counter() - begun,
-    }
 
 
 def _state(

@@ -185,11 +185,6 @@ class JointGoal:
         """Where all are."""
         return all(goal.convex for goal in self.goals)
 
-    @property
-    def is_distance(self) -> bool:
-        """As the goals, which are all of one kind."""
-        return self.goals[0].is_distance
-
     def value(self, weights: Tensor) -> float:
         """Gathered over the solutions."""
         return gathered(self._values(weights), self.aggregate)
@@ -201,20 +196,6 @@ class JointGoal:
         return torch.cat(
             [share * goal.gradient(part) for share, goal, part in zip(parts, self.goals, chunks, strict=True)]
         )
-
-    def success(self, weights: Tensor) -> bool | None:
-        """At every solution."""
-        reached = [goal.success(part) for goal, part in zip(self.goals, weights.chunk(len(self.goals)), strict=True)]
-        return None if None in reached else all(reached)
-
-    def figures(self, weights: Tensor, reference: Tensor) -> dict[str, Any]:
-        """Those of the first solution."""
-        count = len(self.goals)
-        return self.goals[0].figures(weights.chunk(count)[0], reference.chunk(count)[0])
-
-    def describe(self) -> dict[str, Any]:
-        """The first goal's, with the number of solutions."""
-        return {**self.goals[0].describe(), "solutions": len(self.goals), "aggregate": self.aggregate}
 
     def _values(self, weights: Tensor) -> list[float]:
         return [goal.value(part) for goal, part in zip(self.goals, weights.chunk(len(self.goals)), strict=True)]

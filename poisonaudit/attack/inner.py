@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from poisonaudit.attack.objectives import Goal
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import linearise
@@ -44,6 +43,23 @@ class WeightMap(Protocol):
 
     def adjoint(self, slope: Tensor) -> Tensor:
         """The transpose of `step`, (k, ...)."""
+        ...
+
+
+class InnerGoal(Protocol):
+    """What the inner problem asks of a goal: every `Goal` has it, and so have functions that are no objective."""
+
+    @property
+    def convex(self) -> bool:
+        """It is convex in the weights, so that lower bounds can be proved."""
+        ...
+
+    def value(self, weights: Tensor) -> float:
+        """The number to be made small."""
+        ...
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """Its gradient in the weights, (p,)."""
         ...
 
 
@@ -106,7 +122,7 @@ class _Inner:
     """What all methods share; `weights` and `mu` at a point go together, so that no solve is made twice."""
 
     model: WeightMap
-    goal: Goal
+    goal: InnerGoal
     allowed: PerturbationSet
     origin: Tensor
     start: float
@@ -125,7 +141,7 @@ class _Inner:
 
 def minimise_estimate(
     model: WeightMap,
-    goal: Goal,
+    goal: InnerGoal,
     allowed: PerturbationSet,
     origin: Tensor,
     *,

@@ -116,6 +116,13 @@ class PerturbationSet:
         ball = dataclasses.replace(self, lower=-far, upper=far, spacing=None, radius=share * self.radius)
         return ball.best_linear(direction * free) * free
 
+    def stuck(self) -> Tensor:
+        """Entries whose whole step is longer than the norm lets a single entry go, shaped like one row."""
+        if self.spacing is None:
+            return torch.zeros_like(self.lower[0], dtype=torch.bool)
+        reach = self.radius * self._scale().view_as(self.spacing)
+        return (self.spacing > 0) & ((reach / self.spacing.clamp(min=1e-300) + _BESIDE).floor() == 0)
+
     def gain(self, direction: Tensor) -> Tensor:
         """`max <direction_i, mu_i>` of each row, shape (k,)."""
         return (direction * self.best_linear(direction)).flatten(1).sum(1)

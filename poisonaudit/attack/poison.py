@@ -23,7 +23,7 @@ class Poison:
         rows: positions (k,) of the poisoned rows in `problem.x`, sorted.
         delta: what is added to them (k, ...), in input units, inside budget and box.
         predicted: outcome of the predicted weights (the keys of `outcome`), with `method` ("path" or "linear"),
-            `valid`, `reasons`, `phi`, and under `linear` and `path` what each of the two gave.
+            `valid`, `reasons`, `notes`, `phi`, `kernel_share`, and under `linear` and `path` what each of the two gave.
         history: one entry per linearisation: step, predicted_objective, retrained_objective, phi, budget_used,
             converged, kept, products, seconds. Step 0 is the clean model.
         budget: as given.

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
+from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import minimise_estimate
 from poisonaudit.attack.objectives.membership import WARNING, Membership
 from poisonaudit.attack.outcome import TestRows
+from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison, embed
 from poisonaudit.attack.prediction import predict
 from poisonaudit.attack.rows import choose_rows
@@ -54,7 +56,6 @@ class HalfSquare:
     """`1/2 |r|^2` of a residual r (p,), as a goal of the inner problem."""
 
     convex = True
-    is_distance = True
 
     def value(self, weights: Tensor) -> float:
         """`1/2 |r|^2`."""
@@ -63,18 +64,6 @@ class HalfSquare:
     def gradient(self, weights: Tensor) -> Tensor:
         """The residual itself."""
         return weights
-
-    def success(self, weights: Tensor) -> bool | None:
-        """Not defined for a residual."""
-        return None
-
-    def figures(self, weights: Tensor, reference: Tensor) -> dict[str, Any]:
-        """None of its own."""
-        return {}
-
-    def describe(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"kind": "residual"}
 
 
 def craft_membership(
@@ -116,9 +105,11 @@ def craft_membership(
         from the clean weights ends.
 
     Raises:
-        UsageError: PA364, the target is the model itself or solves the clean problem already.
+        UsageError: PA364, the target is the model itself or solves the clean problem already; PA385, no entry of a row
+            can move in this budget.
     """
     begun = time.perf_counter()
+    remarks = budget.remarks(problem.x)
     goal = objective.bind(problem)
     target = problem.at(goal.target)
     if relative_gradient(target) < STATIONARITY_LIMIT:
@@ -131,7 +122,8 @@ def craft_membership(
     allowed = budget.around(problem.x[rows])
     half = HalfSquare()
     delta, residual, at, products = torch.zeros_like(problem.x[rows]), slope, target, 1
-    history = [_entry(0, half.value(residual), half.value(residual), 0.0, 0, begun)]
+    clean = half.value(residual)
+    history = [history_entry(0, clean, clean, seconds=time.perf_counter() - begun)]
     for step in range(1, steps + 1):
         started, before = time.perf_counter(), half.value(residual)
         if progress is not None:
@@ -152,7 +144,15 @@ def craft_membership(
         if gained > 0:
             delta, residual, at = trial, reached, there
         history.append(
-            _entry(step, found.value, half.value(reached), allowed.used(trial), found.products, started, gained > 0)
+            history_entry(
+                step,
+                found.value,
+                half.value(reached),
+                used=allowed.used(trial),
+                kept=gained > 0,
+                products=found.products,
+                seconds=time.perf_counter() - started,
+            )
         )
         if gained <= _ENOUGH * history[0]["retrained_objective"]:
             break
@@ -174,7 +174,7 @@ def craft_membership(
         weights=warm.problem.weights,
         products=products,
         seconds=time.perf_counter() - begun,
-        notes=(WARNING, *_notes(facts)),
+        notes=(WARNING, *remarks, *_notes(facts)),
         gradients=gradients + warm.gradients + 2 * products,
     )
 
@@ -184,7 +184,7 @@ def _worth(
     weights: Tensor,
     rows: Tensor,
     delta: Tensor,
-    allowed: Any,
+    allowed: PerturbationSet,
     residual: Tensor,
     clean_residual: Tensor,
     tolerance: float,
@@ -229,19 +229,3 @@ def _notes(facts: Mapping[str, Any]) -> tuple[str, ...]:
         f"training started at the target ended {facts['drift']:.3g} times the distance |w_t - wbar| away from it"
     )
     return tuple(notes)
-
-
-def _entry(
-    step: int, predicted: float, reached: float, used: float, products: int, started: float, kept: bool = False
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "predicted_objective": predicted,
-        "retrained_objective": reached,
-        "phi": None,
-        "budget_used": used,
-        "converged": True,
-        "kept": kept,
-        "products": products,
-        "seconds": time.perf_counter() - started,
-    }

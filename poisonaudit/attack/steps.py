@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.ensemble import Aggregate, JointGoal, JointMap, gathered, shares
+from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import EstimatedMap, MethodName, minimise_estimate
 from poisonaudit.attack.objectives import Goal
 from poisonaudit.attack.perturbations import PerturbationSet
@@ -268,14 +269,14 @@ def from_clean_weights(task: Task, delta: Tensor) -> tuple[Point, list[str], int
 
 def entry(step: int, kept: bool, trial: Trial, used: float, products: int, seconds: float) -> dict[str, Any]:
     """One line of the history."""
-    return {
-        "step": step,
-        "predicted_objective": trial.predicted,
-        "retrained_objective": trial.point.value,
-        "phi": trial.phi,
-        "budget_used": used,
-        "converged": trial.converged,
-        "kept": kept,
-        "products": products,
-        "seconds": seconds,
-    }
+    return history_entry(
+        step,
+        trial.predicted,
+        trial.point.value,
+        phi=trial.phi,
+        used=used,
+        converged=trial.converged,
+        kept=kept,
+        products=products,
+        seconds=seconds,
+    )

@@ -34,6 +34,7 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
+    lines += [f"prediction: {note}" for note in result.predicted.get("notes") or ()]
     if cost_line(result):
         lines.append(cost_line(result))
     if result.hardening:
@@ -46,9 +47,11 @@ def attack_text(result: AttackResult) -> str:
 def hardening_table(result: AttackResult) -> str:
     """The verified cost for variants of the victim."""
     keys = ("label", "rows", "kappa", "test_accuracy", "predicted", "value")
-    over = result.verified_cost.get("over") or "cost"
+    cost = cost_of(result.verified_cost)
+    over = "cost" if cost is None else cost.over
     headers = ["variant", "rows", "kappa", "test accuracy", f"predicted {over}", "verified"]
-    return table(headers, [[entry.get(key) for key in keys] for entry in result.hardening])
+    stored = [entry for entry in result.hardening if isinstance(entry, Mapping)]
+    return table(headers, [[entry.get(key) for key in keys] for entry in stored])
 
 
 def comparison_text(comparison: Comparison) -> str:

@@ -18,13 +18,14 @@ def trainings_text(result: AttackResult) -> str:
         result: of one attack.
 
     Returns:
-        The table and what was left out; empty where nothing was trained from fresh seeds.
+        The table, what was left out and what else there is to know; empty where nothing was trained from fresh seeds.
     """
     summary = _mapping(result.retrained.get("summary"))
     groups = {name: _mapping(summary.get(kind)) for kind, name in _NAMES.items()}
     valid = summary.get("not_predicted") is None
     rows = [[name, *_cells(group, valid)] for name, group in groups.items() if group]
     notes = [f"not trained: {note}" for note in summary.get("notes") or ()]
+    notes += [str(remark) for remark in summary.get("remarks") or ()]
     if not rows:
         return "\n".join(notes)
     headers = [

@@ -43,6 +43,7 @@ def build_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     trust_code: bool = False,
+    image_shape: tuple[int, ...] | None = None,
 ) -> nn.Module:
     """Build a model by name.
 
@@ -57,6 +58,7 @@ def build_model(
         seed: of the initial weights.
         dtype: of weights and buffers.
         trust_code: consent to run the file of `file.py:factory`.
+        image_shape: (channels, height, width) of flat rows that are pictures; gives `?normalize=` its channels.
 
     Returns:
         The module, on the CPU, in eval mode.
@@ -75,7 +77,7 @@ def build_model(
         else:
             model = lookup(MODELS, parsed.name, "model", group=GROUP)(parsed, input_shape, outputs)
         if given_normalisation is not None:
-            model = normalised(model, parse_normalisation(given_normalisation, input_shape))
+            model = normalised(model, parse_normalisation(given_normalisation, input_shape, image_shape))
         model = model.to(dtype).eval()
         try:
             with torch.no_grad():

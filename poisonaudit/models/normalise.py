@@ -35,25 +35,28 @@ class Normalise(nn.Module):
         self.register_buffer("deviation", deviation, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (n, c, ...) by channel, or (n, d) by one mean and deviation."""
+        """Normalise (n, c, ...) by channel, or (n, d) by one mean and deviation or one of each a column."""
         shape = (-1, *[1] * (x.dim() - 2))
         mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
         return (x - mean.view(shape)) / deviation.view(shape)
 
 
-def parse_normalisation(text: str, input_shape: tuple[int, ...]) -> Normalise:
-    """Read MEAN,STD: two numbers, two lists of one number a channel joined by ':', or a preset.
+def parse_normalisation(
+    text: str, input_shape: tuple[int, ...], image_shape: tuple[int, ...] | None = None
+) -> Normalise:
+    """Read MEAN,STD: two numbers, two lists of one number a channel or column joined by ':', or a preset.
 
     Args:
         text: e.g. `0.5,0.25`, `0.49:0.48:0.45,0.25:0.24:0.26`, `cifar10`.
         input_shape: of one row.
+        image_shape: (channels, height, width) of flat rows that are pictures, channels first.
 
     Returns:
         The layer, in float64.
 
     Raises:
         UsageError: PA327, the text is not of that form.
-        InputRefused: PA132, the number of channels differs from the data's.
+        InputRefused: PA132, the number of channels or columns differs from the data's.
     """
     parts = PRESETS.get(text, text).split(",")
     try:
@@ -67,12 +70,31 @@ def parse_normalisation(text: str, input_shape: tuple[int, ...]) -> Normalise:
             f"?{OPTION}={text} is not MEAN,STD. Give two numbers, one list a channel joined by ':' each, with positive "
             f"deviations, or one of {', '.join(PRESETS)}.",
         )
-    channels = input_shape[0] if len(input_shape) == 3 else 1
-    if len(mean) not in (1, channels):
+    repeats = _repeats(text, len(mean), input_shape, image_shape)
+    numbers = (torch.tensor(each, dtype=torch.float64).repeat_interleave(repeats) for each in (mean, deviation))
+    return Normalise(*numbers)
+
+
+def _repeats(text: str, count: int, input_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> int:
+    """How often each number stands in the layer: once a channel or column, once a pixel where rows are flattened."""
+    given, first = f"?{OPTION}={text} has {count} channels", input_shape[0]
+    if len(input_shape) > 1:
+        if count in (1, first):
+            return 1
+        raise InputRefused("PA132", f"{given}, the rows {first}. Give one number or {first}.")
+    if count in (1, first):
+        return 1
+    if image_shape is None:
         raise InputRefused(
-            "PA132", f"?{OPTION}={text} has {len(mean)} channels, the rows {channels}. Give one number or {channels}."
+            "PA132",
+            f"{given}, the rows are {first} columns that are not known to be pictures. Give one number, or one a "
+            "column; for channels take data of pictures.",
         )
-    return Normalise(torch.tensor(mean, dtype=torch.float64), torch.tensor(deviation, dtype=torch.float64))
+    if count == image_shape[0] and math.prod(image_shape) == first:
+        return first // count
+    raise InputRefused(
+        "PA132", f"{given}, the flattened pictures {image_shape[0]}. Give one number or {image_shape[0]}."
+    )
 
 
 def normalised(model: nn.Module, layer: Normalise) -> nn.Module:

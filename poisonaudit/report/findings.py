@@ -76,6 +76,14 @@ class Finding:
         return tuple(str(note) for note in items_of(summary.get("notes")) if note is not None)
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """With what reservation the prediction is valid, and what else there is to know of the retrainings."""
+        summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
+        predicted = items_of(mapping_of(self.attack.predicted).get("notes"))
+        told = [*(f"prediction: {note}" for note in predicted if note), *items_of(summary.get("remarks"))]
+        return tuple(f"{str(text)[:1].upper()}{str(text)[1:]}." for text in told if text)
+
+    @property
     def counted(self) -> list[Trial]:
         """Retrainings that confirm or contradict the prediction."""
         return [trial for trial in self.trials if trial.confirms is not None]

@@ -98,17 +98,23 @@ def verified_cost(
     kept = () if met else (trial for trial in already if _inside(trial.amount, low, high))
     trials = sorted(kept, key=lambda trial: trial.amount)
     stop = "the clean model already meets the objective" if met else _hopeless(trials, need)
+    # Radii shorter than every whole step: nothing can move, so there is nothing to train.
+    still: list[float] = []
     while not stop:
-        amount = search.next(*_by_result(trials))
+        won, lost = _by_result(trials)
+        amount = search.next(won, [*lost, *still])
         if amount is None:
             break
         if len(trials) >= most_trials:
             stop = f"stopped after {len(trials)} trials, before the bracket was as narrow as asked"
             break
+        tried = _with_amount(budget, over, amount)
+        if not tried.moves(problem.x):
+            still.append(amount)
+            continue
         # Nothing that an earlier trial left behind, so that a resumed search repeats the same bits.
         clean = problem.at(problem.weights)
         clean.cache.clear()
-        tried = _with_amount(budget, over, amount)
         saying = _prefixed(progress, f"trial {len(trials) + 1}, {over} {amount:.4g}")
         limits: Any = {"steps": steps, "method": method, "max_products": max_products, **(crafting or {})}
         poison = craft(clean, objective, tried, seed, **limits, progress=saying)
@@ -131,11 +137,14 @@ def verified_cost(
         if store is not None:
             store(trial)
         stop = _hopeless(trials, need)
-    return _result(search, trials, unit or _unit(over), f"{need} of {count}", stop)
+    return _result(search, trials, still, unit or _unit(over), f"{need} of {count}", stop)
 
 
-def _result(search: Search, trials: Sequence[CostTrial], unit: str, share: str, stop: str) -> VerifiedCost:
+def _result(
+    search: Search, trials: Sequence[CostTrial], still: Sequence[float], unit: str, share: str, stop: str
+) -> VerifiedCost:
     won, lost = _by_result(trials)
+    lost += still
     value = min(won, default=None)
     lower = max((amount for amount in lost if value is None or amount < value), default=0)
     monotone = not any(failed > reached for failed in lost for reached in won)
@@ -149,6 +158,8 @@ def _result(search: Search, trials: Sequence[CostTrial], unit: str, share: str, 
             notes.append("the smallest budget asked for succeeded, so the cost may lie below it")
         if stop:
             notes.append(stop)
+    if still:
+        notes.append(f"up to {max(still):.6g} no entry of a row can move by a whole step, so that was not trained")
     if not monotone:
         notes.append("a smaller budget succeeded where a larger one failed: the attack is not monotone in its budget")
     loose = sum(trial.not_converged for trial in trials)

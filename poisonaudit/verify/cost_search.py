@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def checked_search(
 
 def _reach(problem: Problem, budget: Budget) -> float:
     """Largest norm that the box leaves to one row's perturbation; infinite without a box."""
-    allowed = budget.around(problem.x)
+    allowed = dataclasses.replace(budget, spacing=None).around(problem.x)
     sizes = torch.maximum(-allowed.lower, allowed.upper).flatten(1)
     if allowed.scale is not None:
         sizes = sizes / allowed.scale.flatten()

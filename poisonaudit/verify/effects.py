@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from poisonaudit.errors import UsageError
+from poisonaudit.quantities import change_effect
 from poisonaudit.registry import unknown_name
 
 Figures = Mapping[str, Any]
 
-
-def _approach(key: str) -> Callable[[Figures], float | None]:
-    """One minus a distance relative to the unpoisoned one: 0 at the start, 1 at the aim."""
-    return lambda figures: None if figures[key] is None else 1.0 - float(figures[key])
-
-
-def _plain(key: str) -> Callable[[Figures], float | None]:
-    return lambda figures: None if figures[key] is None else float(figures[key])
-
-
-# Name -> (entry of an outcome that it is made from, how). The first whose entry is there is the objective's own.
-_EFFECTS: dict[str, tuple[str, Callable[[Figures], float | None]]] = {
-    "movement": ("movement", _plain("movement")),
-    "margin_change": ("margin_change", _plain("margin_change")),
-    "validation_loss_rise": ("validation_loss_rise", _plain("validation_loss_rise")),
-    "group_accuracy_drop": ("group_accuracy_drop", _plain("group_accuracy_drop")),
-    "region_approach": ("region_distance_ratio", _approach("region_distance_ratio")),
-    "prediction_approach": ("prediction_distance_ratio", _approach("prediction_distance_ratio")),
-    "success": ("success", _plain("success")),
-    "displacement_norm": ("displacement_norm", _plain("displacement_norm")),
+# Name -> entry of an outcome whose change it is. The first whose entry is there is the objective's own.
+_EFFECTS = {
+    "movement": "movement",
+    "margin_change": "margin_change",
+    "validation_loss_rise": "validation_loss_rise",
+    "group_accuracy_drop": "group_accuracy_drop",
+    "region_approach": "region_distance_ratio",
+    "prediction_approach": "prediction_distance_ratio",
+    "success": "success",
+    "displacement_norm": "displacement_norm",
 }
 
 
@@ -49,7 +40,7 @@ def effect_name(figures: Figures, wanted: str | None = None) -> str:
     Raises:
         UsageError: PA301, the outcome does not tell it.
     """
-    there = [name for name, (key, _) in _EFFECTS.items() if figures.get(key) is not None]
+    there = [name for name, key in _EFFECTS.items() if figures.get(key) is not None]
     if wanted is None:
         return there[0]
     if wanted not in there:
@@ -72,8 +63,8 @@ def effect(figures: Figures, name: str) -> float:
     """
     if name not in _EFFECTS:
         raise unknown_name(name, _EFFECTS, "effect")
-    key, read = _EFFECTS[name]
+    key = _EFFECTS[name]
     if key not in figures:
         raise UsageError("PA301", f"this objective tells no {name}. Leave the effect out for the objective's own.")
-    value = read(figures)
-    return math.nan if value is None else value
+    value = figures[key]
+    return math.nan if value is None else change_effect(key, float(value))

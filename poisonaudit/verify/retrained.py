@@ -98,6 +98,7 @@ class Retrained:
         loose: by loose training, from the same seeds.
         trainer: by the user's own training, from the same seeds; empty where none was given.
         notes: what was not trained, and why.
+        remarks: what to know of what was trained, e.g. that warm retraining had nothing to do.
     """
 
     warm: Retraining
@@ -107,6 +108,7 @@ class Retrained:
     loose: tuple[Retraining, ...] = ()
     trainer: tuple[Retraining, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def fresh(self) -> tuple[Retraining, ...]:
@@ -126,7 +128,7 @@ class Retrained:
         Returns:
             Plain data: the entries of `summarise` for `fresh`; the same again under "tight", "loose" and "trainer",
             None for a procedure that was not used; `warm_converged`, `warm_success`; `not_predicted` (why the
-            prediction must not be used, None where it may); `notes`.
+            prediction must not be used, None where it may); `notes` and `remarks`.
         """
         found = {kind: self._group(kind, level) for kind in ("tight", "loose", "trainer")}
         judged = found["trainer"] or found["tight"] or self._group("tight", level, empty=True)
@@ -138,6 +140,7 @@ class Retrained:
             "not_predicted": not_predicted(self.predicted),
             **found,
             "notes": list(self.notes),
+            "remarks": list(self.remarks),
         }
 
     def records(self) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from poisonaudit.attack.objectives import Objective
@@ -178,6 +179,19 @@ def retrainings(
         loose=tuple(runs["loose"]),
         trainer=tuple(runs["trainer"]),
         notes=tuple(notes),
+        remarks=_stood_still(problem, warm, clean_warm),
+    )
+
+
+def _stood_still(problem: Problem, warm: Retraining, clean: Retraining) -> tuple[str, ...]:
+    """A note where warm retraining had nothing to do although the poison changed the gradient."""
+    # Without any effect on the gradient there is nothing that a tighter tolerance would show.
+    poisoned = warm.relative_gradient != clean.relative_gradient
+    if not (warm.converged and poisoned and torch.equal(warm.weights, problem.weights)):
+        return ()
+    return (
+        "the clean weights already meet the tolerance of retraining on the poisoned rows (relative gradient "
+        f"{warm.relative_gradient:.1e}); warm retraining did not move. Retrain to a tighter tolerance",
     )
 
 

@@ -181,12 +181,14 @@ def stealth_damage(
 
     Raises:
         UsageError: PA301, an unknown detector or effect; PA393, two budgets are alike in radius and rows, or an earlier
-            point is of another damage, start or set of detectors.
+            point is of another damage, start or set of detectors; PA385, in one of them no entry of a row can move.
     """
     names = tuple(DETECTORS if detectors is None else detectors)
     keys = [(float(budget.radius), budget.count(problem.rows)) for budget in budgets]
     if len(set(keys)) < len(keys):
         raise UsageError("PA393", "two budgets have the same radius and number of rows. Keep one of each.")
+    for budget in budgets:
+        budget.remarks(problem.x)
     judged_on = "warm" if fresh == 0 or fresh == () or fresh == [] else "fresh"
     kind = effect_name(outcome(problem, problem.weights, objective), damage)
     run = _Run(problem, objective, names, kind, judged_on, seed, tolerance, test, fresh)

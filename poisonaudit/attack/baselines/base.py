@@ -53,6 +53,7 @@ class Start:
         rows: sorted positions (k,).
         allowed: admissible perturbations of those rows.
         begun: clock at the start.
+        remarks: on the budget.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Start:
     rows: Tensor
     allowed: PerturbationSet
     begun: float
+    remarks: Sequence[str] = ()
 
     @property
     def x(self) -> Tensor:
@@ -104,7 +106,7 @@ class Start:
         Returns:
             The poison; its weights are the clean ones, for no baseline retrains.
         """
-        told = list(notes)
+        told = [*self.remarks, *notes]
         if self.allowed.outside:
             told.append(
                 f"{self.allowed.outside} of the rows lie outside the box; their entries there may stay or come back, "
@@ -153,7 +155,8 @@ def begin(
 
     Raises:
         InputRefused: PA281, the method does not apply.
-        UsageError: PA363, bad positions; PA361, more rows than the budget has; PA367, steps below 1.
+        UsageError: PA363, bad positions; PA361, more rows than the budget has; PA367, steps below 1; PA385, no entry of
+            a row can move.
     """
     begun = time.perf_counter()
     if reason:
@@ -165,7 +168,8 @@ def begin(
     if given > most:
         raise UsageError("PA361", f"{given} rows are given, the budget allows {most}. Give the rows that craft chose.")
     positions = torch.as_tensor(chosen.choice).to(problem.device).sort().values
-    return Start(name, problem, objective, budget, positions, budget.around(problem.x[positions]), begun)
+    allowed, remarks = budget.around(problem.x[positions]), budget.remarks(problem.x)
+    return Start(name, problem, objective, budget, positions, allowed, begun, remarks)
 
 
 def refused(name: str, reason: str) -> InputRefused:

@@ -13,6 +13,8 @@ from poisonaudit.cli.options import arguments, shared
 from poisonaudit.errors import EXIT_THRESHOLD, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from poisonaudit.config.schema import AttackConfig
 
 _KEYS = ("seed", "device", "limit", "fail_on")
@@ -52,8 +54,8 @@ def command(
         if dry_run:
             from poisonaudit.cli.pipeline.attack import rehearse
 
-            rehearse(config, None if resume else out, trust_code=trust_code, report=report)
-            _print_plan(config, as_json)
+            remarks = rehearse(config, None if resume else out, trust_code=trust_code, report=report)
+            _print_plan(config, remarks, as_json)
             return
         from poisonaudit.cli.pipeline.attack import run_attack
 
@@ -101,13 +103,13 @@ def _resolve(
     return planned_config(interrupted)
 
 
-def _print_plan(config: AttackConfig, as_json: bool) -> None:
+def _print_plan(config: AttackConfig, remarks: Sequence[str], as_json: bool) -> None:
     from poisonaudit.cli.pipeline.planned import planned_stages
     from poisonaudit.config.load import plain
 
     steps = planned_stages(config)
     if as_json:
-        print_json({"config": plain(config), "plan": steps})
+        print_json({"config": plain(config), "plan": steps, "notes": list(remarks)})
         return
     import yaml
 
@@ -115,3 +117,5 @@ def _print_plan(config: AttackConfig, as_json: bool) -> None:
     click.echo("\n# plan (nothing was trained or written)")
     for number, step in enumerate(steps, 1):
         click.echo(f"# {number}. {step}")
+    for remark in remarks:
+        click.echo(f"# note: {remark}")

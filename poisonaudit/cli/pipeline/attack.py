@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from poisonaudit.attack import Poison
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.audit import accuracies, polished, stored_victim
 from poisonaudit.cli.pipeline.baselines import beside, check_baselines
@@ -15,7 +16,7 @@ from poisonaudit.cli.pipeline.defences import check_detectors, detected, inspect
 from poisonaudit.cli.pipeline.exports import pictures, write_exports
 from poisonaudit.cli.pipeline.folder import refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
-from poisonaudit.cli.pipeline.goals import check_choice, make_budget
+from poisonaudit.cli.pipeline.goals import budget_remarks, check_choice, make_budget
 from poisonaudit.cli.pipeline.objectives import check_objective, make_objective
 from poisonaudit.cli.pipeline.plan import check_plan, first_words, make_plan
 from poisonaudit.cli.pipeline.render import write_reports
@@ -103,12 +104,7 @@ def run_attack(
             model=victim.model,
             data=victim.data.spec,
             recipe=attack_recipe(config, victim, facts),
-            budget={
-                **poison.budget.describe(),
-                **plain(config.budget),
-                "unit": unit_of(victim),
-                "rows": len(poison.rows),
-            },
+            budget=attack_budget(config, victim, poison),
             rows=[int(victim.data.train_ids[row]) for row in poison.rows],
             predicted=finite(poison.predicted),
             retrained=finite(retrained.to_json()),
@@ -139,13 +135,23 @@ def run_attack(
         return Attacked(folder.path, result)
 
 
-def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> None:
-    """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder."""
+def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> tuple[str, ...]:
+    """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder.
+
+    Args:
+        config: the resolved recipe.
+        out: folder of the run.
+        trust_code: whether `file.py:factory` and `file.py:train` may run.
+        report: told what is going on.
+
+    Returns:
+        What to know before the run, in sentences.
+    """
     refuse_taken(out, resume=False)
     parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
     own_trainer(config, trust_code)
-    check_fit(config, victim)
+    return check_fit(config, victim)
 
 
 def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
@@ -153,9 +159,18 @@ def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:
     return None if config.retrain.trainer is None else load_trainer(config.retrain.trainer, trust_code)
 
 
-def check_fit(config: AttackConfig, victim: Victim) -> None:
-    """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later."""
+def check_fit(config: AttackConfig, victim: Victim) -> tuple[str, ...]:
+    """Rows, classes and budget of the recipe exist in this victim; what needs a trained model is checked later.
+
+    Args:
+        config: the resolved recipe.
+        victim: before any training.
+
+    Returns:
+        Remarks on the budget.
+    """
     make_budget(config.budget, victim).count(victim.problem.rows)
+    remarks = budget_remarks(config.budget, victim)
     if config.craft.method == "lbfgsb" and config.budget.norm != "linf":
         raise UsageError(
             "PA378", f"craft.method lbfgsb needs budget.norm linf, got {config.budget.norm}. Use auto, apg or adam."
@@ -167,6 +182,7 @@ def check_fit(config: AttackConfig, victim: Victim) -> None:
     check_search(config, victim)
     check_baselines(config)
     check_detectors(config)
+    return remarks
 
 
 def load_victim(config: AttackConfig, trust_code: bool, report: Reporter) -> Victim:
@@ -222,6 +238,13 @@ def clean_victim(config: AttackConfig, stages: Stages, report: Reporter) -> Vict
     at = victim.at(weights)
     known = {**at.recipe, **accuracies(at), "weights_sha256": weights_digest(at)}
     return replace(at, recipe=known)
+
+
+def attack_budget(config: AttackConfig, victim: Victim, poison: Poison) -> dict[str, Any]:
+    """The budget as configured, with the numbers that were used where the configuration only names them."""
+    used = poison.budget.describe()
+    # `box: data` and `integer: [column]` mean other numbers for other data.
+    return {**used, **plain(config.budget), "box": used["box"], "unit": unit_of(victim), "rows": len(poison.rows)}
 
 
 def weights_digest(victim: Victim) -> str:

@@ -38,6 +38,23 @@ def make_budget(config: BudgetConfig, victim: Victim) -> Budget:
     )
 
 
+def budget_remarks(config: BudgetConfig, victim: Victim) -> tuple[str, ...]:
+    """What to know about the budget before anything is trained, columns by their names.
+
+    Args:
+        config: the budget.
+        victim: gives the columns.
+
+    Returns:
+        Sentences.
+
+    Raises:
+        UsageError: PA385, no entry of a row can move.
+    """
+    names = victim.data.feature_names if len(victim.data.input_shape) == 1 else ()
+    return make_budget(config, victim).remarks(victim.problem.x, names or ())
+
+
 def check_choice(config: BudgetConfig, objective: str, victim: Victim) -> None:
     """Rows of one class are asked for only where a class is named or wanted, and there are enough of them.
 

@@ -103,6 +103,7 @@ def assemble(
         seed=seed,
         dtype=torch.float64,
         trust_code=trust_code,
+        image_shape=rows.image_shape,
     )
     inputs = dict(rows.sources)
     inputs.update({f"code:{name}": digest for name, digest in model_sources(module).items()})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from poisonaudit.report.findings import Finding
-from poisonaudit.report.formats import figure, flat, mapping_of, number
+from poisonaudit.report.formats import figure, flat, items_of, mapping_of, number
 from poisonaudit.report.page import Page
 
 # Checked against the frameworks' own texts; the version is part of the id.
@@ -31,6 +32,38 @@ def context(page: Page) -> dict[str, Any]:
     return {"frameworks": FRAMEWORKS, "budgets": budgets, "norms": norms}
 
 
+def box_text(budget: Mapping[str, Any]) -> str:
+    """The box in words; where it differs from column to column, by the range of each of its ends."""
+    box = budget.get("box")
+    if box is None:
+        return "none" if "box" in budget else "not stated"
+    ends = items_of(box)
+    if len(ends) == 2 and any(items_of(end) or isinstance(end, str) for end in ends):
+        told = ", ".join(f"{name} {end_text(end)}" for name, end in zip(("lower", "upper"), ends, strict=True))
+        return f"per column: {told}"
+    return ", ".join(text for _, text in flat(box)) or "not stated"
+
+
+def end_text(end: Any) -> str:
+    """One end of a box: a number, or the range of its numbers."""
+    if isinstance(end, str):
+        return end
+    values = [value for value in nested(end) if isinstance(value, int | float)]
+    if not values:
+        return "without limit"
+    low, high = min(values), max(values)
+    return str(number(low)) if low == high else f"{number(low)} to {number(high)}"
+
+
+def nested(value: Any) -> Iterator[Any]:
+    """The leaves of nested lists."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from nested(item)
+    else:
+        yield value
+
+
 def budget_row(found: Finding) -> dict[str, Any]:
     """One attack's goal and budget; what is not stored is shown as not stated."""
     attack = found.attack
@@ -50,7 +83,7 @@ def budget_row(found: Finding) -> dict[str, Any]:
         "norm": norm,
         "radius": figure(budget, "radius"),
         "unit": str(budget.get("unit") or ""),
-        "box": ", ".join(text for _, text in flat(budget.get("box"))) or "not stated",
+        "box": box_text(budget),
         "choice": ", ".join(text for _, text in flat(budget.get("choice"))) or "not stated",
         # What a budget does not restrict is left out, or it would crowd out what it does.
         "others": flat({k: v for k, v in budget.items() if k not in known and v not in (None, [], {})})[:6],

@@ -23,6 +23,7 @@ ENTRIES = {
     "detectors": "No poison detector was run on the poisoned data.",
     "inspection": "No ranking of training rows was tried for finding the poisoned ones.",
     "verified_cost": "No search was made for the smallest budget at which an attack succeeds.",
+    "hardening": "No variant of an attacked model (other decay, fewer rows) was searched for its cost.",
 }
 
 
