@@ -12,7 +12,7 @@ from torch import nn
 
 from poisonaudit.layers import SLOPES
 from poisonaudit.lipschitz import lipschitz_bounds
-from poisonaudit.lipschitz.enumeration import exact_constant
+from poisonaudit.lipschitz.enumeration import enumerated_constant
 from poisonaudit.lipschitz.network import chain_of, read_network
 from poisonaudit.lipschitz.rounding import certified_bounds, operation_count
 from poisonaudit.lipschitz.sign_coupled import entries_of
@@ -45,7 +45,7 @@ def _small_nets(count, widest=5):
 def _certified(matrices, kind, norm):
     """The certified bounds by name, unscaled, and the plain K_5."""
     chain = chain_of(read_network(_model(matrices, kind)), norm)
-    found = certified_bounds(chain, entries_of(chain), exact_constant(chain))
+    found = certified_bounds(chain, entries_of(chain), enumerated_constant(chain))
     return {name: chain.unscaled_up(value) for name, value in found.items()}, chain.unscaled(norm_of_sum_bound(chain))
 
 

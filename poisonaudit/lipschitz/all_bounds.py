@@ -12,7 +12,7 @@ from typing import TypeVar
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.certified import certified_bound
 from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
-from poisonaudit.lipschitz.enumeration import exact_constant
+from poisonaudit.lipschitz.enumeration import enumerated_constant
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_bounds import absolute_bound, product_of_norms, subset_columns, subset_norms
 from poisonaudit.lipschitz.graph_rounding import certified_rows
@@ -27,9 +27,6 @@ from poisonaudit.lipschitz.upper import (
     subset_norm_bound,
 )
 from poisonaudit.lipschitz.virmaux import singular_split_bound
-
-# Relative; what passes that share work round apart.
-_ROUNDING = 1e-10
 
 Value = TypeVar("Value")
 
@@ -78,7 +75,7 @@ def dense_bounds(network: DenseNetwork, norm: str) -> Upper:
         "k3": timed("k3", lambda: absolute_product_bound(chain)),
         "k4": timed("k4", lambda: subset_absolute_bound(chain)),
         "k6": None,
-        "exact": timed("exact", lambda: exact_constant(chain)),
+        "exact": timed("exact", lambda: enumerated_constant(chain)),
     }
     k5 = scaled["k5"] = timed("k5", lambda: norm_of_sum_bound(chain))
     entries = timed("k6", lambda: entries_of(chain))

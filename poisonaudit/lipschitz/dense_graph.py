@@ -23,12 +23,12 @@ def graph_of(network: DenseNetwork) -> Graph:
     """A dense network as a graph."""
     width = network.weights[0].shape[1]
     nothing = torch.zeros(width, dtype=torch.float64)
-    nodes, edges = [Node("input", (width,), None, nothing, nothing)], []
+    nodes, edges = [Node("input", (width,), None, nothing, nothing, nothing)], []
     for number, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
         last = number == len(network.weights) - 1
         activation = None if last or network.activations[number].changes_nothing else network.activations[number]
         name = "output" if last else f"layer {number + 1}"
-        nodes.append(Node(name, (weight.shape[0],), activation, bias, bias.abs()))
+        nodes.append(Node(name, (weight.shape[0],), activation, bias, bias.abs(), torch.zeros_like(bias)))
         edges.append(Edge(number, number + 1, Matrix(weight)))
     return Graph(tuple(nodes), tuple(edges))
 

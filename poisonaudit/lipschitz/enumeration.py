@@ -22,7 +22,7 @@ _BLOCK_ENTRIES = 2**22
 _EIGENVALUE_WORK = 30.0
 
 
-def exact_constant(chain: Chain) -> float | None:
+def enumerated_constant(chain: Chain) -> float | None:
     """K of the chain, scaled like it, in plain float64.
 
     Args:

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import UsageError
+from poisonaudit.lipschitz.network import read_network
 from poisonaudit.registry import unknown_name
 
 NORMS = ("linf", "l1")
@@ -119,7 +119,7 @@ def _cheapest(
     low, high = slopes
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise UsageError("PA304", f"slopes are {slopes}. Give the smallest and the largest slope, such as (0, 1).")
-    weights = _network(matrices)
+    weights = list(read_network(matrices).weights)
     if norm == "l1":
         weights = [weight.T.contiguous() for weight in reversed(weights)]
     ends = [(-1.0, 1.0)] + [(float(low), float(high))] * (len(weights) - 1)
@@ -174,26 +174,3 @@ def _expanded(vectors: Tensor, steps: tuple[tuple[float, float, Tensor], ...], r
         gates = low + (high - low) * chosen.to(torch.float64)
         moved = (vectors[:, None, :] * gates).reshape(-1, width) @ matrix.T
         yield from _expanded(moved, steps[1:], rows)
-
-
-def _network(matrices: Sequence[Any]) -> list[Tensor]:
-    """Finite float64 matrices on the CPU whose shapes fit."""
-    if isinstance(matrices, (str, bytes, Tensor, np.ndarray)) or not isinstance(matrices, Sequence) or not matrices:
-        raise InputRefused("PA130", f"got {type(matrices).__name__}. Pass a list of matrices [W_0, ..., W_l].")
-    weights: list[Tensor] = []
-    for position, given in enumerate(matrices):
-        kept = isinstance(given, (Tensor, np.ndarray))
-        try:
-            weight = torch.as_tensor(given, dtype=None if kept else torch.float64).detach().cpu().to(torch.float64)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputRefused(
-                "PA130", f"W_{position} is not a matrix of numbers ({error}). Pass 2-D arrays."
-            ) from error
-        if weight.ndim != 2 or weight.numel() == 0 or not bool(torch.isfinite(weight).all()):
-            shape = tuple(weight.shape)
-            raise InputRefused("PA130", f"W_{position} has shape {shape}. Pass non-empty matrices of finite numbers.")
-        if weights and weight.shape[1] != weights[-1].shape[0]:
-            before = weights[-1].shape[0]
-            raise InputRefused("PA130", f"W_{position} takes {weight.shape[1]} inputs, the one before gives {before}.")
-        weights.append(weight)
-    return weights

@@ -94,6 +94,7 @@ class Node:
         activation: or None.
         bias: what is added to the linear part, like a row.
         bias_terms: sum of the absolute values of what the bias was computed from.
+        bias_error: by how much rounding may have moved the bias.
         window: a max pooling comes after the node instead of an activation.
     """
 
@@ -102,6 +103,7 @@ class Node:
     activation: Activation | None
     bias: Tensor
     bias_terms: Tensor
+    bias_error: Tensor
     window: Window | None = None
 
     @property
@@ -181,7 +183,7 @@ class Graph:
         before = (*self.nodes[:position], replace(cut, activation=None, window=None))
         shape = cut.shape_after
         nothing = torch.zeros(shape, dtype=torch.float64)
-        after = (Node(cut.name, shape, None, nothing, nothing), *self.nodes[position + 1 :])
+        after = (Node(cut.name, shape, None, nothing, nothing, nothing), *self.nodes[position + 1 :])
         first = tuple(edge for edge in self.edges if edge.target <= position)
         second = tuple(
             Edge(edge.source - position, edge.target - position, edge.map)

@@ -32,8 +32,7 @@ from torch import Tensor
 from poisonaudit.lipschitz.graph_bounds import absolute_rows, columns_met, longest_path
 from poisonaudit.lipschitz.pushing import row_bounds
 from poisonaudit.lipschitz.stages import Stages
-
-_UNIT = 2.0**-53
+from poisonaudit.lipschitz.unit import gamma
 
 
 def certified_rows(stages: Stages, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -55,23 +54,16 @@ def certified_rows(stages: Stages, weights: Tensor | None = None) -> tuple[Tenso
             window = stages.links[number - 1].window
             # A slope, and the windows that meet in one entry.
             terms = 4 + (0 if window is None else math.prod(window.kernel))
-            sound = stages.pass_link(number - 1, sound) * (1.0 + _gamma(terms))
+            sound = stages.pass_link(number - 1, sound) * (1.0 + gamma(terms))
         rows = row_bounds(graph, slopes, sound)[graph.output]
         path, met = longest_path(graph), columns_met(graph)
         absolute = absolute_rows(graph, slopes, sound)
         gain = absolute_rows(graph, slopes, sound, everywhere=True)
         underflow = sys.float_info.min * float(path + met) ** 2 * gain
         sources = len(graph.activations()) + 1
-        slack = sources * _gamma(path) * (1.0 + _gamma(2 * path)) * absolute + underflow
+        slack = sources * gamma(path) * (1.0 + gamma(2 * path)) * absolute + underflow
         # K_3's rows are a bound too, and with few layers the smaller slack.
-        alone = (absolute + underflow) * (1.0 + _gamma(2 * path + 8))
-        sound = torch.minimum((rows + slack) * (1.0 + _gamma(met + 8)), alone)
+        alone = (absolute + underflow) * (1.0 + gamma(2 * path + 8))
+        sound = torch.minimum((rows + slack) * (1.0 + gamma(met + 8)), alone)
         sound = torch.nan_to_num(sound, nan=math.inf, posinf=math.inf)
     return torch.nan_to_num(rows, nan=math.inf, posinf=math.inf), sound
-
-
-def _gamma(count: int) -> float:
-    """`gamma_k`, rounded up; infinite where it means nothing."""
-    if count * _UNIT >= 0.5:
-        return math.inf
-    return count * _UNIT / (1.0 - count * _UNIT) * (1.0 + 8 * _UNIT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,20 @@ from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Matrix, Scale
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 from poisonaudit.lipschitz.window_maps import Average, Convolution
 
-# A linear map and the constant that it adds, None for none.
-Affine = tuple[LinearMap, Tensor | None]
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A linear map and a constant.
+
+    Attributes:
+        map: the linear map.
+        shift: what is added, None for nothing.
+        terms: sum of the absolute values the shift was computed from; None where it stands in the model as it is.
+    """
+
+    map: LinearMap
+    shift: Tensor | None = None
+    terms: Tensor | None = None
 
 
 # Softplus is linear beyond its threshold, and drops by log(1 + exp(-threshold)) / beta there: 2e-9 at 20.
@@ -150,7 +163,7 @@ def affine_of(layer: Any, shape: Shape) -> Affine:
     if kind in _SILENT:
         if layer.training and kind is not nn.Identity:
             raise Unknown("is in train mode; call eval() first")
-        return Identity(shape), None
+        return Affine(Identity(shape))
     if isinstance(layer, nn.Linear) and kind.forward is nn.Linear.forward:
         return _linear(layer, shape)
     if isinstance(layer, _CONVOLUTIONS) and kind.forward in (nn.Conv1d.forward, nn.Conv2d.forward):
@@ -158,15 +171,15 @@ def affine_of(layer: Any, shape: Shape) -> Affine:
     if kind in _NORMS:
         return _norm(layer, shape)
     if kind in _AVERAGES:
-        return _average(layer, shape), None
+        return Affine(_average(layer, shape))
     if kind in _ADAPTIVE:
-        return _adaptive(layer, shape), None
+        return Affine(_adaptive(layer, shape))
     if kind is nn.Flatten or kind in _SHUFFLES or kind is nn.Unflatten:
-        return rearrangement(layer, shape), None
+        return Affine(rearrangement(layer, shape))
     if getattr(kind, "channel_affine", False):
         return _standardisation(layer, shape)
     if getattr(kind, "linear_map", False) and not list(layer.parameters()):
-        return rearrangement(layer, shape), None
+        return Affine(rearrangement(layer, shape))
     raise Unknown("has no proved bound")
 
 
@@ -195,22 +208,22 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
         training = options.get("training", arguments[1] if len(arguments) > 1 else True)
         if training:
             raise Unknown("is in train mode; call eval() first")
-        return Identity(shape), None
+        return Affine(Identity(shape))
     if name in _REARRANGEMENTS:
         method = getattr(functional, name, None) if name == "pad" or "shuffle" in name else None
         if name == "getitem":
-            return rearrangement(lambda rows: rows[arguments[0]], shape), None
+            return Affine(rearrangement(lambda rows: rows[arguments[0]], shape))
         if name == "pad" and options.get("value", 0) not in (0, None):
             raise Unknown("pads with a number other than 0")
         if method is None:
-            return rearrangement(lambda rows: getattr(rows, name)(*arguments, **options), shape), None
-        return rearrangement(lambda rows: method(rows, *arguments, **options), shape), None
+            return Affine(rearrangement(lambda rows: getattr(rows, name)(*arguments, **options), shape))
+        return Affine(rearrangement(lambda rows: method(rows, *arguments, **options), shape))
     if name == "mean":
-        return _mean(shape, arguments, options), None
+        return Affine(_mean(shape, arguments, options))
     if name == "neg":
-        return Scale(torch.tensor(-1.0, dtype=torch.float64), shape, -1), None
+        return Affine(Scale(torch.tensor(-1.0, dtype=torch.float64), shape, -1))
     if name in ("mul", "imul", "truediv", "div", "itruediv") and len(arguments) == 1 and not options:
-        return _scaled(name, shape, arguments[0]), None
+        return Affine(_scaled(name, shape, arguments[0]))
     raise Unknown("has no proved bound")
 
 
@@ -234,7 +247,7 @@ def _linear(layer: nn.Linear, shape: Shape) -> Affine:
     bias = None
     if layer.bias is not None:
         bias = _double(layer.bias).expand(*shape[:-1], layer.out_features)
-    return Matrix(_double(layer.weight), shape[:-1]), bias
+    return Affine(Matrix(_double(layer.weight), shape[:-1]), bias)
 
 
 def _convolution(layer: Any, shape: Shape) -> Affine:
@@ -257,7 +270,7 @@ def _convolution(layer: Any, shape: Shape) -> Affine:
     if min(found.shape_out) < 1:
         raise Unknown(f"has a window larger than rows of shape {shape}")
     bias = None if layer.bias is None else _per_channel(_double(layer.bias), found.shape_out)
-    return found, bias
+    return Affine(found, bias)
 
 
 def _norm(layer: Any, shape: Shape) -> Affine:
@@ -267,19 +280,21 @@ def _norm(layer: Any, shape: Shape) -> Affine:
         raise Unknown(f"takes {layer.num_features} channels, gets rows of shape {shape}")
     factor = 1.0 / (_double(layer.running_var) + layer.eps).sqrt()
     shift = -_double(layer.running_mean) * factor
+    terms = shift.abs()
     if layer.affine:
-        weight = _double(layer.weight)
-        factor, shift = factor * weight, shift * weight + _double(layer.bias)
+        weight, bias = _double(layer.weight), _double(layer.bias)
+        factor, shift, terms = factor * weight, shift * weight + bias, terms * weight.abs() + bias.abs()
     if not bool(torch.isfinite(factor).all()):
         raise Unknown("divides by the root of a variance that is not positive")
     # The sum, the root (which halves errors), the quotient and the product.
-    return Scale(_per_channel(factor, shape), shape, 4), _per_channel(shift, shape)
+    return Affine(Scale(_per_channel(factor, shape), shape, 4), _per_channel(shift, shape), _per_channel(terms, shape))
 
 
 def _standardisation(layer: Any, shape: Shape) -> Affine:
     mean, deviation = (_double(layer.get_buffer(name)) for name in ("mean", "deviation"))
     factor = 1.0 / deviation
-    return Scale(_per_channel(factor, shape), shape, 1), _per_channel(-mean * factor, shape)
+    shift = _per_channel(-mean * factor, shape)
+    return Affine(Scale(_per_channel(factor, shape), shape, 1), shift, shift.abs())
 
 
 def _average(layer: Any, shape: Shape) -> LinearMap:

@@ -15,6 +15,7 @@ from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.linear_maps import Matrix
+from poisonaudit.lipschitz.local_rows import jacobian_row_bounds
 from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, chain_of, read_network
 from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
@@ -186,7 +187,11 @@ def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges) 
     """The smallest sound bound with the slopes of a ball."""
     if dense is None:
         stages = staged(graph, norm, LOCAL_WORK, ranges.derivative)
-        return "k5", float(certified_rows(stages)[1].max())
+        upper = float(certified_rows(stages)[1].max())
+        if norm == "linf" and ranges.windows:
+            # A pooling whose winners do not change in the ball is a linear map: no restart there.
+            upper = min(upper, float(jacobian_row_bounds(graph, ranges).max()))
+        return "k5", upper
     found = iter(graph.activations())
     intervals = [
         activation.ends((weight.shape[0],)) if activation.changes_nothing else ranges.slopes[next(found)]

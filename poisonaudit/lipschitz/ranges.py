@@ -23,8 +23,8 @@ from torch import Tensor
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.graph import Graph, Node, Slopes, interval_slopes
 from poisonaudit.lipschitz.linear_maps import LinearMap
+from poisonaudit.lipschitz.unit import UNIT, gamma
 
-_UNIT = 2.0**-53
 # Numbers in the columns of one form: 512 MiB.
 COLUMN_ENTRIES = 2**26
 
@@ -62,13 +62,18 @@ class AffineForm:
         columns = first.clone()
         columns[: len(second)] += second
         centre = self.centre + other.centre
-        lost = 4 * _UNIT * (centre.abs() + columns.abs().sum(0))
+        lost = 4 * UNIT * (centre.abs() + columns.abs().sum(0))
         return AffineForm(centre, columns, (self.slack + other.slack + lost) * _more(4))
 
-    def shifted(self, bias: Tensor, terms: Tensor) -> AffineForm:
-        """Plus a constant that itself was computed from `terms`."""
+    def picked(self, chosen: Tensor) -> AffineForm:
+        """The chosen entry of every window."""
+        centre, slack = picked(self.centre[None], chosen)[0], picked(self.slack[None], chosen)[0]
+        return AffineForm(centre, picked(self.columns, chosen), slack)
+
+    def shifted(self, bias: Tensor, error: Tensor) -> AffineForm:
+        """Plus a constant that itself may be off by an error."""
         centre = self.centre + bias
-        return AffineForm(centre, self.columns, (self.slack + 4 * _UNIT * centre.abs() + _BIAS * terms) * _more(4))
+        return AffineForm(centre, self.columns, (self.slack + 4 * UNIT * centre.abs() + error) * _more(4))
 
     def scaled(self, slopes: Tensor, offset: Tensor, fresh: Tensor, before: int) -> AffineForm:
         """`slopes * form + offset`, and a fresh column of size `fresh` for every entry where it is not 0.
@@ -97,13 +102,11 @@ class AffineForm:
         columns[before + torch.arange(len(places)), places] = fresh.reshape(-1)[places]
         columns = columns.reshape(len(columns), *shape)
         centre = slopes * self.centre + offset
-        lost = 4 * _UNIT * (centre.abs() + offset.abs() + (slopes * self.columns).abs().sum(0))
+        lost = 4 * UNIT * (centre.abs() + offset.abs() + (slopes * self.columns).abs().sum(0))
         return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4))
 
 
 _TINY = 2.0**-1000
-# What a bias composed of several layers may have lost: it is no more than that of a few thousand terms.
-_BIAS = 2.0**-38
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,7 @@ class Ranges:
         high: likewise.
         slopes: position of an activation -> least and largest derivative anywhere in the ball.
         derivative: the same as centres and radii.
+        windows: position of a max pooling -> the entry each window takes, and whether it does so all over the ball.
         deviation: of the output from its value at the centre.
         values: of the output.
         unstable: neurons whose slope is not fixed.
@@ -124,6 +128,7 @@ class Ranges:
     high: dict[int, Tensor]
     slopes: dict[int, tuple[Tensor, Tensor]]
     derivative: Slopes
+    windows: dict[int, tuple[Tensor, Tensor]]
     deviation: AffineForm
     values: AffineForm
     unstable: int
@@ -146,9 +151,9 @@ def activation_ranges(graph: Graph, centre: Tensor, radius: float, box: tuple[Te
     low, high = torch.nextafter(low, low - 1.0), torch.nextafter(high, high + 1.0)
     if box is not None:
         low, high = torch.maximum(low, box[0]), torch.minimum(high, box[1])
-    spread = torch.maximum(high - centre, centre - low) * (1.0 + 4 * _UNIT)
+    spread = torch.maximum(high - centre, centre - low) * (1.0 + 4 * UNIT)
     middle = 0.5 * (low + high)
-    half = torch.maximum(high - middle, middle - low) * (1.0 + 4 * _UNIT)
+    half = torch.maximum(high - middle, middle - low) * (1.0 + 4 * UNIT)
     walk = _Walk(graph)
     walk.start(centre, spread, middle, half)
     for place in range(1, len(graph.nodes)):
@@ -167,6 +172,7 @@ class _Walk:
         self.low: dict[int, Tensor] = {}
         self.high: dict[int, Tensor] = {}
         self.ranges: dict[int, tuple[Tensor, Tensor]] = {}
+        self.windows: dict[int, tuple[Tensor, Tensor]] = {}
         self.cone_columns = self.zonotope_columns = 0
 
     def start(self, centre: Tensor, spread: Tensor, middle: Tensor, half: Tensor) -> None:
@@ -191,7 +197,7 @@ class _Walk:
         if node.activation is not None:
             box, cone, zonotope = self._activated(place, node.activation, low, high, cone, zonotope)
         elif node.window is not None:
-            box, cone, zonotope = self._pooled(node, low, high, cone, zonotope)
+            box, cone, zonotope = self._pooled(place, node, low, high, cone, zonotope)
         else:
             box = _interval(low, high)
         self.boxes.append(box)
@@ -202,7 +208,9 @@ class _Walk:
         """After the last node."""
         slopes = interval_slopes(self.ranges)
         unstable = sum(int((radius > 0).sum()) for radius in slopes.radius.values())
-        return Ranges(self.low, self.high, self.ranges, slopes, self.cones[-1], self.zonotopes[-1], unstable)
+        return Ranges(
+            self.low, self.high, self.ranges, slopes, self.windows, self.cones[-1], self.zonotopes[-1], unstable
+        )
 
     def _sum(self, place: int, found: list[AffineForm]) -> AffineForm:
         node = self.graph.nodes[place]
@@ -211,7 +219,7 @@ class _Walk:
             image = found[edge.source].through(edge.map)
             total = image if total is None else total.plus(image)
         assert total is not None
-        return total.shifted(node.bias, node.bias_terms)
+        return total.shifted(node.bias, node.bias_error)
 
     def _activated(
         self, place: int, activation: Activation, low: Tensor, high: Tensor, cone: AffineForm, zonotope: AffineForm
@@ -230,10 +238,10 @@ class _Walk:
         middle, radius = chord.centre[place], chord.radius[place]
         deviation = AffineForm(torch.zeros_like(own), cone.columns, torch.zeros_like(own))
         reach = torch.minimum(deviation.radius(), high - low)
-        turned = deviation.scaled(middle, torch.zeros_like(own), radius * reach * (1 + 4 * _UNIT), self.cone_columns)
+        turned = deviation.scaled(middle, torch.zeros_like(own), radius * reach * (1 + 4 * UNIT), self.cone_columns)
         value = activation.module(own)
         steepest = torch.maximum(least.abs(), most.abs())
-        lost = steepest * cone.slack * (1 + 4 * _UNIT) + 64 * _UNIT * value.abs()
+        lost = steepest * cone.slack * (1 + 4 * UNIT) + 64 * UNIT * value.abs()
         cone = AffineForm(value, turned.columns, turned.slack + lost)
         self.cone_columns = max(self.cone_columns, len(cone.columns))
         zonotope = self._relaxed(activation, low, high, zonotope, self.ranges[place])
@@ -249,19 +257,19 @@ class _Walk:
             slope = 0.5 * (slopes[0] + slopes[1])
             middle = 0.5 * (low + high)
             reach = torch.maximum(high - middle, middle - low)
-            steep = torch.maximum((slopes[1] - slope).abs(), (slopes[0] - slope).abs()) * reach * (1 + 8 * _UNIT)
+            steep = torch.maximum((slopes[1] - slope).abs(), (slopes[0] - slope).abs()) * reach * (1 + 8 * UNIT)
             at = activation.module(middle) - slope * middle
-            room = 80 * _UNIT * ((slope * middle).abs() + activation.module(middle).abs())
+            room = 80 * UNIT * ((slope * middle).abs() + activation.module(middle).abs())
             bottom, top = at - steep - room, at + steep + room
         offset = 0.5 * (bottom + top)
-        fresh = torch.maximum(top - offset, offset - bottom) * (1 + 4 * _UNIT)
+        fresh = torch.maximum(top - offset, offset - bottom) * (1 + 4 * UNIT)
         # Where nothing is left to relax no column is spent.
         found = form.scaled(slope, offset, torch.where(low < high, fresh, 0.0), self.zonotope_columns)
         self.zonotope_columns = max(self.zonotope_columns, len(found.columns))
         return found
 
     def _pooled(
-        self, node: Node, low: Tensor, high: Tensor, cone: AffineForm, zonotope: AffineForm
+        self, place: int, node: Node, low: Tensor, high: Tensor, cone: AffineForm, zonotope: AffineForm
     ) -> tuple[AffineForm, AffineForm, AffineForm]:
         """Behind a max pooling: the entry that wins everywhere in the ball, or the interval of the window."""
         window = node.window
@@ -271,28 +279,21 @@ class _Walk:
         # The entry with the largest lower end wins if no other's upper end comes above it.
         rivals = window.patches(high[None], -math.inf)[0].sort(1, descending=True).values
         second = rivals[:, 1] if rivals.shape[1] > 1 else torch.full_like(lower, -math.inf)
-        own_high = _picked(high[None], chosen)[0]
+        own_high = picked(high[None], chosen)[0]
         settled = (own_high == upper) & (lower >= second)
+        self.windows[place] = (chosen, settled)
         box = _interval(lower, upper)
         kept = settled.to(torch.float64)
         forms = []
         for form, before in ((cone, self.cone_columns), (zonotope, self.zonotope_columns)):
-            centre = _picked(form.centre[None], chosen)[0]
-            picked = AffineForm(
-                centre, _picked(form.columns, chosen), _picked(form.slack[None], chosen)[0]
-            )  # fmt: skip
+            winner = form.picked(chosen)
             middle = window.largest(form.centre[None])[0] if form is cone else 0.5 * (lower + upper)
-            reach = torch.maximum(upper - middle, middle - lower).clamp_min(0.0) * (1 + 4 * _UNIT)
+            reach = torch.maximum(upper - middle, middle - lower).clamp_min(0.0) * (1 + 4 * UNIT)
             offset = torch.where(settled, torch.zeros_like(middle), middle)
-            forms.append(picked.scaled(kept, offset, torch.where(settled, 0.0, reach), before))
+            forms.append(winner.scaled(kept, offset, torch.where(settled, 0.0, reach), before))
         self.cone_columns = max(self.cone_columns, len(forms[0].columns))
         self.zonotope_columns = max(self.zonotope_columns, len(forms[1].columns))
         return box, forms[0], forms[1]
-
-
-def gamma(count: int) -> float:
-    """`gamma_k = k u / (1 - k u)`, rounded up."""
-    return count * _UNIT / (1.0 - count * _UNIT) * (1.0 + 8 * _UNIT)
 
 
 def _more(roundings: int) -> float:
@@ -301,7 +302,7 @@ def _more(roundings: int) -> float:
 
 def _interval(low: Tensor, high: Tensor) -> AffineForm:
     middle = 0.5 * (low + high)
-    half = torch.maximum(high - middle, middle - low) * (1 + 4 * _UNIT)
+    half = torch.maximum(high - middle, middle - low) * (1 + 4 * UNIT)
     return AffineForm(middle, torch.zeros(0, *low.shape, dtype=torch.float64), half)
 
 
@@ -313,7 +314,7 @@ def _secant(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, 
     slope = torch.where(width > 0, (last - first) / width, upper).nan_to_num(0.0)
     slope = torch.minimum(torch.maximum(slope, lower), upper)
     values = [first - slope * low, last - slope * high]
-    room = 4 * _UNIT * (first.abs() + last.abs() + (slope * low).abs() + (slope * high).abs())
+    room = 4 * UNIT * (first.abs() + last.abs() + (slope * low).abs() + (slope * high).abs())
     for kink in activation.kinks:
         at = torch.minimum(torch.maximum(torch.full_like(low, kink), low), high)
         values.append(activation.module(at) - slope * at)
@@ -324,7 +325,7 @@ def _secant(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, 
     return slope, stacked.amin(0) - room, stacked.amax(0) + room
 
 
-def _picked(rows: Tensor, chosen: Tensor) -> Tensor:
+def picked(rows: Tensor, chosen: Tensor) -> Tensor:
     """The chosen entry of every window, (n, c, *out)."""
     flat = rows.flatten(2)
     where = chosen.flatten(2).expand(len(rows), -1, -1)

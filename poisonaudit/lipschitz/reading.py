@@ -16,6 +16,7 @@ from poisonaudit.lipschitz.graph import Edge, Graph, Node, Window
 from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, elementwise, function_of, window_of
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
 from poisonaudit.lipschitz.rearrangement import Rearrangement
+from poisonaudit.lipschitz.unit import gamma
 
 REFUSED = "PA130"
 # Activations whose values are never negative.
@@ -30,6 +31,7 @@ class _Value:
     map: LinearMap
     bias: Tensor
     bias_terms: Tensor
+    bias_error: Tensor
 
 
 class _Tracer(fx.Tracer):
@@ -105,8 +107,8 @@ class _Reader:
 
     def _start(self) -> _Value:
         nothing = torch.zeros(self.shape, dtype=torch.float64)
-        self.nodes.append(Node("input", self.shape, None, nothing, nothing))
-        return _Value(0, Identity(self.shape), nothing, nothing)
+        self.nodes.append(Node("input", self.shape, None, nothing, nothing, nothing))
+        return _Value(0, Identity(self.shape), nothing, nothing, nothing)
 
     def _finish(self, value: _Value) -> Graph:
         self._node("output", [value])
@@ -122,13 +124,14 @@ class _Reader:
         shape = shapes.pop()
         bias = torch.stack([value.bias for value in values]).sum(0)
         terms = torch.stack([value.bias_terms for value in values]).sum(0)
-        node = Node(name, shape, activation, bias, terms, window)
+        error = torch.stack([value.bias_error for value in values]).sum(0) + gamma(len(values)) * terms
+        node = Node(name, shape, activation, bias, terms, error if len(values) > 1 else values[0].bias_error, window)
         self.nodes.append(node)
         position = len(self.nodes) - 1
         self.edges += [Edge(value.node, position, value.map) for value in values]
         after = node.shape_after
         nothing = torch.zeros(after, dtype=torch.float64)
-        return _Value(position, Identity(after), nothing, nothing)
+        return _Value(position, Identity(after), nothing, nothing, nothing)
 
     def _layer(self, node: fx.Node) -> _Value:
         name = str(node.target)
@@ -193,7 +196,7 @@ class _Reader:
         except Unknown as trouble:
             raise _refused(f"max pooling {name} {trouble}") from trouble
         for level in levels:
-            value = _applied(value, (level.before, None))
+            value = _applied(value, Affine(level.before))
             if level.activation is not None:
                 value = self._node(f"{name} (level {level.number})", [value], level.activation)
         return value
@@ -222,7 +225,8 @@ class _Reader:
         placed = []
         for number, value in enumerate(values):
             before, after = sum(sizes[:number]), sum(sizes[number + 1 :])
-            placed.append(_applied(value, (Rearrangement(_placing(axis, before, after), value.map.shape_out), None)))
+            placing = Rearrangement(_placing(axis, before, after), value.map.shape_out)
+            placed.append(_applied(value, Affine(placing)))
         return self._node(name, placed)
 
 
@@ -238,24 +242,29 @@ def _placing(axis: int, before: int, after: int) -> Callable[[Tensor], Tensor]:
 
 def _applied(value: _Value, affine: Affine) -> _Value:
     """A further affine map of a value."""
-    step, shift = affine
+    step, shift = affine.map, affine.shift
     bias = step.apply(value.bias[None])[0]
-    terms = step.absolute().apply(value.bias_terms[None])[0]
+    terms, error = step.absolute().apply(torch.stack([value.bias_terms, value.bias_error]))
+    # A bias that was 0 so far is still exactly 0.
+    error = (error + gamma(step.roundings + 4) * terms) * (1.0 + gamma(step.roundings + 8))
     if shift is not None:
-        bias, terms = bias + shift, terms + shift.abs()
-    return _Value(value.node, composed(value.map, step), bias, terms)
+        bias, terms = bias + shift, terms + (shift.abs() if affine.terms is None else affine.terms)
+        if affine.terms is not None or bool(value.bias.any()):
+            error = error + gamma(16) * terms
+    return _Value(value.node, composed(value.map, step), bias, terms, error)
 
 
 def _shifted(value: _Value, shift: Tensor | float) -> _Value:
     bias = value.bias + shift
     if bias.shape != value.bias.shape:
         raise _refused("an addition that makes a tensor larger")
-    return _Value(value.node, value.map, bias, value.bias_terms + torch.as_tensor(shift).abs())
+    terms = value.bias_terms + torch.as_tensor(shift).abs()
+    error = value.bias_error + (gamma(2) * terms if bool(value.bias.any()) else 0.0)
+    return _Value(value.node, value.map, bias, terms, error)
 
 
 def _negative(value: _Value) -> _Value:
-    found = function_of("neg", value.map.shape_out, (), {})
-    assert isinstance(found, tuple)
+    found: Affine = function_of("neg", value.map.shape_out, (), {})
     return _applied(value, found)
 
 
