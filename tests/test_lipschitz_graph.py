@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
+from lipschitz_references import exact_k5
 from torch import nn
 from torch.nn import functional
 
-from poisonaudit.errors import InputRefused
-from poisonaudit.lipschitz import graph_bounds, pushing
+from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.lipschitz import graph_bounds, lipschitz_bounds, pushing
+from poisonaudit.lipschitz.all_bounds import dense_bounds
+from poisonaudit.lipschitz.all_bounds import graph_bounds as graph_bounds_of
+from poisonaudit.lipschitz.dense_graph import network_of
 from poisonaudit.lipschitz.graph import global_slopes
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.jacobians import induced_norms, jacobian_rows
@@ -404,3 +409,61 @@ def test_max_pooling_beside_a_path_is_refused_as_a_selection():
     graph = read_graph(BesidePool().eval(), (1, 4, 4))
     with pytest.raises(InputRefused, match="path beside it"):
         staged(graph, "linf", 1e9)
+
+
+def plain_net(seed):
+    """Convolutions, a skip-free chain without normalisation: its matrices are its weights, unrounded."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.LeakyReLU(0.25), nn.Conv2d(2, 2, 2, padding=1, stride=2), nn.LeakyReLU(0.25),
+        nn.Flatten(), nn.Linear(8, 3), nn.LeakyReLU(0.25), nn.Linear(3, 2),
+    )  # fmt: skip
+    for part in model.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.normal_(part.weight)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_certified_bounds_of_graphs_are_never_below_exact_rational_ones(norm):
+    below = 0
+    for seed in range(12):
+        graph = read_graph(plain_net(seed), (1, 3, 3))
+        exact = exact_k5(network_of(graph).weights, norm, low=0.25)
+        rows, sound = certified_rows(staged(graph, norm, 1e12))
+        assert Fraction(float(sound.max())) >= exact
+        assert float(sound.max()) <= float(exact) * (1 + 1e-11)
+        below += Fraction(float(rows.max())) < exact
+    assert below > 0
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_the_graph_form_equals_the_dense_form(norm):
+    for seed in range(4):
+        for model, shape in ((plain_net(seed), (1, 3, 3)), (made("convolutions", seed), Conv.shape)):
+            graph = read_graph(model, shape)
+            dense, passes = dense_bounds(network_of(graph), norm), graph_bounds_of(graph, norm, 1e12)
+            assert passes.upper["k5"] == pytest.approx(dense.upper["k5"], rel=1e-12)
+            if model.__class__ is nn.Sequential:
+                for name in ("k_star", "k1", "k3", "k4"):
+                    assert passes.upper[name] == pytest.approx(dense.upper[name], rel=1e-12), name
+            assert passes.certified >= dense.upper["k6"]
+
+
+def test_small_chains_get_every_bound_and_large_graphs_those_by_passes():
+    small = lipschitz_bounds(plain_net(0), x=torch.zeros(1, 1, 3, 3))
+    assert small.k6 is not None and small.ellipsoid is not None and small.exact is None and small.restarts == ()
+    for norm in ("linf", "l1", "l2"):
+        found = lipschitz_bounds(plain_net(0), norm, input_shape=(1, 3, 3))
+        assert 0 < found.lower <= found.certified
+    residual = made("residual", 1)
+    found = lipschitz_bounds(residual, input_shape=residual.shape)
+    assert (found.k6, found.ellipsoid, found.exact, found.k2) == (None, None, None, None)
+    assert found.lower <= found.k5 <= found.certified
+    assert found.certified_winner == "k5" and found.hidden_layers == 3
+    with pytest.raises(InputRefused, match="In l_2 bounds need its matrices"):
+        lipschitz_bounds(residual, "l2", input_shape=residual.shape)
+    with pytest.raises(UsageError, match="PA301 unknown form of max pooling"):
+        lipschitz_bounds(residual, input_shape=residual.shape, max_pool="both")
+    with pytest.raises(UsageError, match="PA304 work_limit"):
+        lipschitz_bounds(residual, input_shape=residual.shape, work_limit=0)
