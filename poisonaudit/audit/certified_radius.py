@@ -42,7 +42,7 @@ def median_radius(context: Context) -> Measure:
         radii.append(found.radii)
         correct.append(found.correct)
         if context.progress is not None:
-            context.progress(f"audit: {name}, row {_AT_ONCE * len(radii)} of {len(rows)}", None)
+            context.progress(f"audit: {name}, row {sum(map(len, radii))} of {len(rows)}", None)
     every, right = torch.cat(radii), torch.cat(correct)
     reach = float(every.max())
     at = [reach * step / _CURVE for step in range(_CURVE + 1)] if reach > 0.0 else [0.0]

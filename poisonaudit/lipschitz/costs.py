@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.lipschitz.dense_graph import network_of
+from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.lower import FEWEST_ASCENTS, FEWEST_STEPS
 from poisonaudit.lipschitz.network import read_network
 from poisonaudit.lipschitz.reading import read_graph
@@ -58,13 +60,9 @@ def bound_costs(model: nn.Module, shape: Sequence[int], norm: str, work_limit: f
     """
     with torch.no_grad():
         graph = read_graph(model, tuple(shape))
-        try:
-            read_network(model)
-            # Nets of Linear layers have limits of their own, of seconds.
-            passes = 0.0
-        except InputRefused:
-            # K_5 and K_1 take the same passes; K_4 at most as many again.
-            passes = 3.0 * staged(graph, norm, work_limit).work
+        # What is written out as matrices has limits of its own, of seconds. Else K_5 and K_1 take the same passes, and
+        # K_4 at most as many again.
+        passes = 0.0 if _written_out(model, graph) else 3.0 * staged(graph, norm, work_limit).work
     jacobian = 2.0 * graph.nodes[-1].size * sum(edge.map.work for edge in graph.edges) / _JACOBIAN_SPEED
     return Costs(
         upper=passes / SPEED,
@@ -93,3 +91,11 @@ def radius_seconds(model: nn.Module, shape: Sequence[int]) -> float:
     # Two forms, each through the maps and their absolute values.
     columns = 4.0 * (graph.nodes[0].size + _UNSTABLE * neurons)
     return _TRIES * (_LEAST_PROOF + columns * work / (2.0 * SPEED))
+
+
+def _written_out(model: nn.Module, graph: Graph) -> bool:
+    try:
+        read_network(model)
+    except InputRefused:
+        return network_of(graph) is not None
+    return True
