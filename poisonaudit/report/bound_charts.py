@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -56,7 +56,8 @@ def bracket(axes: Any, i: int, lower: float | None, upper: float | None, low: fl
         axes.annotate(words, (0, i), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
                       va="center", color=MUTED, style="italic")  # fmt: skip
         return
-    first, last = (lower if positive(lower) else low), (upper if positive(upper) else high)
+    first = lower if positive(lower) else low
+    last = upper if positive(upper) else high
     axes.plot([first, last], [i, i], color=ACCENT, linewidth=4 if positive(lower) and positive(upper) else 1.2,
               solid_capstyle="butt", alpha=0.45)  # fmt: skip
     if positive(lower):
@@ -200,6 +201,6 @@ def label_log_axis(axes: Any) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: drawable(tick(value, powers))))
 
 
-def positive(value: float | None) -> bool:
+def positive(value: float | None) -> TypeGuard[float]:
     """Whether a number has a place on a logarithmic axis."""
     return value is not None and math.isfinite(value) and value > 0.0

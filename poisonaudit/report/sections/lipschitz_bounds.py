@@ -43,7 +43,7 @@ def context(page: Page) -> dict[str, Any]:
 
 def brackets(page: Page, norm: str, words: str) -> dict[str, Any] | None:
     """Lower and upper bound of every model in one norm, None where no model has one."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, audit in zip(page.labels, page.audits, strict=True):
         upper, lower = (audit.measures.get(f"lipschitz.{side}.{norm}") for side in ("upper", "lower"))
         above, below = value_of(upper), value_of(lower)
