@@ -156,7 +156,7 @@ def test_large_pictures_stay_under_two_megabytes() -> None:
 
 def test_every_chart_is_named_described_and_has_a_table(parsed: Reader) -> None:
     charts = [a for tag, a in parsed.tags if tag == "svg" and a.get("class") == "chart"]
-    assert len(charts) == 18 and all(a["role"] == "img" and a["aria-labelledby"] for a in charts)
+    assert len(charts) == 23 and all(a["role"] == "img" and a["aria-labelledby"] for a in charts)
     pictures = [a for tag, a in parsed.tags if tag == "img"]
     assert pictures and all(a["alt"] and a["width"] and a["height"] for a in pictures)
     boxes = [a for _, a in parsed.tags if a.get("class") == "scroll"]

@@ -52,11 +52,17 @@ def measures(
     bounds = {
         "k_star": 5210.4 * scale,
         "k1": 2011.0,
+        "k2": None,
         "k3": 1500.2,
         "k4": 702.1,
         "k5": 688.3,
         "ellipsoid": 211.9 * scale,
+        "certified": 211.9 * scale,
+        "certified_winner": "ellipsoid",
+        "restarts": [],
     }
+    curve = {"radius": [0.0, 0.01 / scale, 0.02 / scale], "certified_accuracy": [0.95, 0.52, 0.0]}
+    certified = {"rows": "100 of 450 test rows, drawn with seed 0", "within": "all inputs", "curve": curve}
     low, high = "lower_is_safer", "higher_is_safer"
     modulus = None if infinite else 41.73 * scale
     return [
@@ -70,7 +76,8 @@ def measures(
         Measure("tangent.bound_path", 3.5e9 * scale**4, "squared norm", "upper", low, True, "", {}, 0.3),
         Measure("lipschitz.upper.linf", 211.9 * scale, "logit per input", "upper", low, True, "ellipsoid", bounds, 0.2),
         Measure("lipschitz.lower.linf", 98.7 * scale, "logit per input", "lower", low, True, "", {}, 0.2),
-        Measure("lipschitz.certified_radius_median", 0.0104 / scale, "input units", "lower", high, True, "", {}, 0.2),
+        Measure("lipschitz.certified_radius_median", 0.0104 / scale, "input units", "lower", high, True, "",
+                certified, 0.2),
         Measure("weight_noise.rms", 0.171 * scale, "relative", "statistic", low, True, "64 draws", {}, 0.2),
         Measure("weight_noise.flip_rate", 0.0312, "share of rows", "statistic", low, True, "64 draws", {}, 0.2),
         Measure("art.clever", None, "input norm", "estimate", high, False, "skipped: cost", {"status": "skipped"}),

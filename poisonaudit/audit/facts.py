@@ -40,6 +40,7 @@ FACTS: dict[str, Fact] = {
     "lipschitz.upper.l1": Fact(f"{_LOGITS} (l_1)", "upper", "lower_is_safer"),
     "lipschitz.lower.linf": Fact(f"{_LOGITS} (l_inf)", "lower", "lower_is_safer"),
     "lipschitz.lower.l1": Fact(f"{_LOGITS} (l_1)", "lower", "lower_is_safer"),
+    "lipschitz.certified_radius_median": Fact("input distance (l_inf)", "lower", "higher_is_safer"),
     "weight_noise.rms": Fact("output change per output norm, 10 % noise in all weights", "estimate", "lower_is_safer"),
     "weight_noise.flip_rate": Fact(
         "share of predictions changed by 10 % noise in all weights", "estimate", "lower_is_safer"

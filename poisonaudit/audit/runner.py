@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poisonaudit.audit import art_metrics, lipschitz, solution, stationarity, tangent, weight_noise
+from poisonaudit.audit import art_metrics, certified_radius, lipschitz, solution, stationarity, tangent, weight_noise
 from poisonaudit.audit.context import Context, Progress
 from poisonaudit.audit.facts import ended
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
@@ -35,6 +35,7 @@ MEASURES: dict[str, MeasureFunction] = {
     "lipschitz.upper.l1": lipschitz.upper_l1,
     "lipschitz.lower.linf": lipschitz.lower_linf,
     "lipschitz.lower.l1": lipschitz.lower_l1,
+    "lipschitz.certified_radius_median": certified_radius.median_radius,
     "weight_noise.rms": weight_noise.rms,
     "weight_noise.flip_rate": weight_noise.flip_rate,
     "weight_noise.condition_relative_max": weight_noise.condition_relative_max,

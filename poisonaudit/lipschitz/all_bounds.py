@@ -95,7 +95,7 @@ def graph_bounds(graph: Graph, norm: str, work_limit: float) -> Upper:
     Args:
         graph: of the network.
         norm: "linf" or "l1".
-        work_limit: multiplications of K_5's full form.
+        work_limit: multiplications of K_5's full form, and of K_4.
 
     Returns:
         The bounds. K_1 and K_4 are those of the stages that K_5 restarts in, multiplied.
@@ -114,7 +114,7 @@ def graph_bounds(graph: Graph, norm: str, work_limit: float) -> Upper:
         "k_star": timed("k_star", lambda: product_of_norms(stages)),
         "k1": timed("k1", lambda: subset_norms(stages)),
         "k3": timed("k3", lambda: absolute_bound(stages)),
-        "k4": timed("k4", lambda: subset_columns(stages)),
+        "k4": timed("k4", lambda: subset_columns(stages, work_limit)),
         "k5": float(rows.max()),
     }
     upper = {name: math.inf if value is not None and math.isnan(value) else value for name, value in upper.items()}

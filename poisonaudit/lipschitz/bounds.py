@@ -42,7 +42,8 @@ class LipschitzBounds:
         k1: Combettes and Pesquet (K_1).
         k2: Virmaux and Scaman (K_2); None if a hidden layer is wider than 16 (in l_2: 12).
         k3: norm of the product of absolute matrices (K_3).
-        k4: Després and Pintore (K_4); None beyond 12 hidden layers, and in l_2 where it would fill the memory.
+        k4: Després and Pintore (K_4); None beyond 12 hidden layers, where it would take more than `work_limit`, and
+            in l_2 where it would fill the memory.
         k5: norm of the sum (K_5), never above K_4.
         k6: K_5 with the signs of every output row coupled (K_6), never above K_5; None in l_2.
         ellipsoid: the l_2 route; None where its matrices are too large (a few thousand neurons a layer).

@@ -82,16 +82,22 @@ def subset_norms(stages: Stages) -> float:
     return value
 
 
-def subset_columns(stages: Stages) -> float | None:
+def subset_columns(stages: Stages, work_limit: float = K4_WORK) -> float | None:
     """K_4: the sum over subsets of activations of the norms of products of absolute blocks.
+
+    Args:
+        stages: of the network.
+        work_limit: multiplications, over all stages; above 2e11 it means 2e11.
 
     Returns:
         The bound; None where a stage has more than 12 activations or the work is too much.
     """
+    if any(len(graph.activations()) > K4_ACTIVATIONS for graph in stages.graphs):
+        return None
+    if sum(map(_unshared_work, stages.graphs)) > min(K4_WORK, work_limit):
+        return None
     value = _links(stages)
     for graph, slopes in zip(stages.graphs, stages.slopes, strict=True):
-        if len(graph.activations()) > K4_ACTIVATIONS or _unshared_work(graph) > K4_WORK:
-            return None
         value *= _stage_columns(graph, slopes)
     return value
 

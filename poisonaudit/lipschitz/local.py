@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from poisonaudit.lipschitz.stages import staged
 
 # Multiplications of K_5's full form in a ball; beyond, it restarts.
 LOCAL_WORK = 2e10
+
+Box = tuple[float | Tensor, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def local_lipschitz(
     radius: float,
     norm: str = "linf",
     *,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
     seed: int = 0,
     search_work: float = 1e9,
 ) -> list[LocalBounds]:
@@ -95,7 +98,7 @@ def local_lipschitz(
         x: (n, ...) inputs.
         radius: of the balls, in input units.
         norm: "linf" or "l1", of changes of inputs and outputs; the ball is l_inf in any case.
-        box: least and largest input there is; the balls are cut there.
+        box: least and largest input there is, for all entries or like a row; the balls are cut there.
         seed: of the search for the lower bound.
         search_work: multiplications that search may take, about; 0 leaves it out.
 
@@ -104,11 +107,12 @@ def local_lipschitz(
 
     Raises:
         UsageError: PA301, unknown norm; PA304, a radius below 0.
-        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs that do not fit it.
+        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs that do not fit it or the box.
     """
     if norm not in ("linf", "l1"):
         raise UsageError("PA301", f"unknown norm {norm!r}. Local bounds are in 'linf' or 'l1'. Choose one.")
     graph, rows = _prepared(model, x, radius)
+    limits = _boxed(box, rows)
     try:
         dense = read_network(model)
     except InputRefused:
@@ -118,7 +122,7 @@ def local_lipschitz(
     for number, row in enumerate(rows):
         begun = time.perf_counter()
         with torch.no_grad():
-            ranges = activation_ranges(graph, row, radius, _box(box, row))
+            ranges = activation_ranges(graph, row, radius, limits)
             winner, upper = _upper(graph, dense, norm, ranges)
         seconds = time.perf_counter() - begun
         lower = None
@@ -136,9 +140,9 @@ def certified_radii(
     *,
     largest: float = 1.0,
     steps: int = 10,
-    box: tuple[float, float] | None = None,
+    box: Box | None = None,
 ) -> CertifiedRadii:
-    """The l_inf radius within which each prediction provably stays the label, by bisection over proofs.
+    """The l_inf radius within which each prediction provably stays the label, by doubling and bisection over proofs.
 
     At each radius tried, activations get the slopes of chords from the input, and the margins of the label's logit over
     the others are bounded as differences of rows, not as differences of bounds. A radius is reported only where its own
@@ -149,15 +153,16 @@ def certified_radii(
         x: (n, ...) inputs.
         labels: (n,) classes.
         largest: radii are searched up to here.
-        steps: of the bisection; the answer is within `largest / 2^steps` of what these proofs can give.
-        box: least and largest input there is.
+        steps: the answer is within `largest / 2^steps` of what these proofs can give; smaller radii are 0.
+        box: least and largest input there is, for all entries or like a row.
 
     Returns:
         The radii.
 
     Raises:
         UsageError: PA304, a radius or number of steps that is not positive.
-        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs or labels that do not fit it.
+        InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs or labels that do not fit it
+            or the box.
     """
     if not largest > 0 or steps < 1:
         raise UsageError("PA304", f"largest is {largest}, steps {steps}. Both have to be positive. Raise them.")
@@ -173,11 +178,12 @@ def certified_radii(
             "PA230",
             f"labels have shape {tuple(labels.shape)}. {len(rows)} classes of {outputs} were expected. Pass those.",
         )
+    limits = _boxed(box, rows)
     begun = time.perf_counter()
     with torch.no_grad():
         correct = graph.values(rows)[-1].flatten(1).argmax(1) == labels
         radii = [
-            _radius(graph, row, int(label), largest, steps, _box(box, row)) if right else 0.0
+            _radius(graph, row, int(label), largest, steps, limits) if right else 0.0
             for row, label, right in zip(rows, labels, correct, strict=True)
         ]
     return CertifiedRadii(torch.tensor(radii, dtype=torch.float64), correct, largest, time.perf_counter() - begun)
@@ -225,10 +231,14 @@ def _without_dead(
 def _radius(
     graph: Graph, row: Tensor, label: int, largest: float, steps: int, box: tuple[Tensor, Tensor] | None
 ) -> float:
-    if _stays(activation_ranges(graph, row, largest, box), label):
-        return largest
-    proved, refuted = 0.0, largest
-    for _ in range(steps):
+    # From small balls up: a ball in which most neurons are unstable costs many times more columns.
+    least = math.ldexp(largest, -steps)
+    proved, refuted = 0.0, least
+    while _stays(activation_ranges(graph, row, refuted, box), label):
+        proved, refuted = refuted, 2.0 * refuted
+        if refuted > largest:
+            return proved
+    while refuted - proved > least:
         middle = 0.5 * (proved + refuted)
         if _stays(activation_ranges(graph, row, middle, box), label):
             proved = middle
@@ -261,5 +271,11 @@ def _prepared(model: nn.Module, x: Tensor, radius: float) -> tuple[Graph, Tensor
     return read_graph(model, tuple(rows.shape[1:])), rows
 
 
-def _box(box: tuple[float, float] | None, row: Tensor) -> tuple[Tensor, Tensor] | None:
-    return None if box is None else (torch.full_like(row, box[0]), torch.full_like(row, box[1]))
+def _boxed(box: Box | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The box as tensors like a row; the inputs have to lie in it, or their balls in it would be empty."""
+    if box is None:
+        return None
+    low, high = (torch.as_tensor(end).detach().to("cpu", torch.float64).expand(rows.shape[1:]) for end in box)
+    if not bool(((low <= rows) & (rows <= high)).all()):
+        raise InputRefused("PA230", "some inputs lie outside the box. A ball in it means nothing there. Widen the box.")
+    return low, high

@@ -14,6 +14,7 @@ from poisonaudit.report.sections import (
     environment,
     fragile_rows,
     hardening,
+    lipschitz_bounds,
     measure_plots,
     method,
     other_attacks,
@@ -47,6 +48,9 @@ SECTIONS: dict[str, Section] = {
     "threat-model": Section("Threat model and budget", "threat_model.html", threat_model.context),
     "comparison": Section("Comparison", "comparison_table.html", comparison_table.context),
     "measures": Section("Measures", "measure_plots.html", measure_plots.context),
+    "lipschitz-bounds": Section(
+        "Lipschitz bounds and certified radii", "lipschitz_bounds.html", lipschitz_bounds.context
+    ),
     "fragile-rows": Section("Most fragile training rows", "fragile_rows.html", fragile_rows.context),
     "poisoned-rows": Section("Poisoned beside clean rows", "poisoned_rows.html", poisoned_rows.context),
     "retraining": Section("Predicted against retrained", "predicted_retrained.html", predicted_retrained.context),

@@ -14,7 +14,7 @@ from poisonaudit.results import Measure
 MOST_MODELS = 24
 MOST_DETAILS = 24
 # Shown elsewhere, or too long to read.
-_NOT_HERE = {"fragile", "status", "infinite"}
+_NOT_HERE = {"fragile", "status", "infinite", "curve"}
 
 
 def context(page: Page) -> dict[str, Any]:
