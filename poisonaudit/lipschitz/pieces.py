@@ -110,7 +110,7 @@ def known(leaf: Leaf) -> tuple[type[nn.Module], str]:
     return kind, name
 
 
-def _normalisation(module: nn.BatchNorm1d, name: str) -> Scale:
+def _normalisation(module: Any, name: str) -> Scale:
     mean, variance = (
         matrix_of(values[:, None], f"{name} {what}")[:, 0]
         for values, what in ((module.running_mean, "running_mean"), (module.running_var, "running_var"))
