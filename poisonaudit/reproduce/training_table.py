@@ -213,7 +213,7 @@ def _planned(settings: Settings) -> Iterator[tuple[str, float]]:
     yield "none", 0.0
     chosen = STRENGTHS_IF_QUICK if settings.quick else STRENGTHS
     for method, strengths in chosen.items():
-        for strength in strengths if settings.strengths is None else settings.strengths:
+        for strength in strengths if settings.strengths is None else sorted(settings.strengths):
             yield method, float(strength)
 
 
@@ -273,7 +273,7 @@ def _notes(rows: DataSet, certified: int, seed: int) -> tuple[str, ...]:
         "Cross-entropy plus strength times the penalty, ReLU, the same initial weights and batches in all runs of a "
         "network. decay: |w|^2 / 2 over all weights and biases. K_5: its largest row. K_5 of margins: the smooth "
         "maximum over the differences of two logits. All strengths rise over the first half of training.",
-        "certified bound: of the logits in l_inf over all inputs, rounding included. lower bound: attained at an input. "
+        "certified bound: of logits in l_inf over all inputs, with all rounding. lower bound: attained at some input. "
         "seconds: of training.",
         f"certified at r: share of the first {certified} test rows that are right and provably stay so when every "
         "pixel moves by up to r within [0, 1]. Radii are multiples of 0.005, and 0 for wrong rows.",
