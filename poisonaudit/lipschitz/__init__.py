@@ -6,6 +6,7 @@ from poisonaudit.lipschitz.bounds import UPPER_BOUNDS, LipschitzBounds, lipschit
 from poisonaudit.lipschitz.despres import square_model, square_network
 from poisonaudit.lipschitz.exact import exact_constant, exact_work
 from poisonaudit.lipschitz.local import CertifiedRadii, LocalBounds, certified_radii, local_lipschitz
+from poisonaudit.lipschitz.regulariser import lipschitz_penalty
 
 __all__ = [
     "UPPER_BOUNDS",
@@ -17,6 +18,7 @@ __all__ = [
     "exact_work",
     "lipschitz_bounds",
     "local_lipschitz",
+    "lipschitz_penalty",
     "square_model",
     "square_network",
 ]

@@ -56,6 +56,36 @@ def piece_of(leaf: Leaf) -> Piece | None:
     Raises:
         InputRefused: PA130, the bounds are not proved for it.
     """
+    module, kind, name = leaf.module, *known(leaf)
+    if kind is nn.Linear:
+        weight = matrix_of(module.weight, f"{name} weight")
+        zero = torch.zeros(weight.shape[0], dtype=torch.float64)
+        shift = module.bias
+        return Linear(name, weight, zero if shift is None else matrix_of(shift[:, None], f"{name} bias")[:, 0])
+    if kind is nn.Flatten:
+        return None
+    if kind is nn.BatchNorm1d:
+        return _normalisation(module, name)
+    if kind is nn.PReLU:
+        matrix_of(module.weight[:, None], f"{name} weight")
+    activation = activation_of(module, kind)
+    if not all(bool(torch.isfinite(torch.as_tensor(end)).all()) for end in SLOPES[kind](activation.module)):
+        raise InputRefused("PA130", f"{name} has slopes without limit. No Lipschitz constant is finite. Replace it.")
+    return activation
+
+
+def known(leaf: Leaf) -> tuple[type[nn.Module], str]:
+    """Refuse a layer that the bounds are not proved for, by its kind and settings alone; values are not looked at.
+
+    Args:
+        leaf: the layer.
+
+    Returns:
+        Its kind, and its name for messages.
+
+    Raises:
+        InputRefused: PA130, the bounds are not proved for it.
+    """
     module, kind, what = leaf.module, leaf.kind, type(leaf.module).__name__
     name = f"layer {leaf.name} ({what})" if leaf.name else what
     if kind is None and isinstance(module, (nn.BatchNorm1d, nn.Dropout)) and module.training:
@@ -65,25 +95,22 @@ def piece_of(leaf: Leaf) -> Piece | None:
         raise InputRefused("PA130", f"{name} is not supported. The bounds are proved for {ACCEPTED}. Pass such a net.")
     if leaf.hooked:
         raise InputRefused("PA130", f"{name} has forward hooks. They can change what it computes. Remove them first.")
-    if kind is nn.Linear:
-        weight = matrix_of(module.weight, f"{name} weight")
-        zero = torch.zeros(weight.shape[0], dtype=torch.float64)
-        shift = module.bias
-        return Linear(name, weight, zero if shift is None else matrix_of(shift[:, None], f"{name} bias")[:, 0])
-    if kind is nn.Flatten:
-        if not leaf.flattens:
-            raise InputRefused("PA130", f"{name} joins other dimensions than 1 to -1. Use Flatten(1).")
-        return None
-    if kind is nn.BatchNorm1d:
-        return _normalisation(module, name)
-    return _activation(module, kind, name)
-
-
-def _normalisation(module: nn.BatchNorm1d, name: str) -> Scale:
-    if module.running_mean is None or module.running_var is None:
+    if kind is nn.Flatten and not leaf.flattens:
+        raise InputRefused("PA130", f"{name} joins other dimensions than 1 to -1. Use Flatten(1).")
+    if kind is nn.BatchNorm1d and (module.running_mean is None or module.running_var is None):
         raise InputRefused(
             "PA130", f"{name} uses the statistics of its batch. It is no function of one row. Keep running statistics."
         )
+    if kind is nn.Softplus and module.threshold < _SOFTPLUS_THRESHOLD:
+        raise InputRefused(
+            "PA130",
+            f"{name} has a threshold of {module.threshold:g}. It jumps there, so no Lipschitz constant is finite. "
+            "Use a threshold of at least 20.",
+        )
+    return kind, name
+
+
+def _normalisation(module: Any, name: str) -> Scale:
     mean, variance = (
         matrix_of(values[:, None], f"{name} {what}")[:, 0]
         for values, what in ((module.running_mean, "running_mean"), (module.running_var, "running_var"))
@@ -97,21 +124,6 @@ def _normalisation(module: nn.BatchNorm1d, name: str) -> Scale:
     if not bool(torch.isfinite(scale).all() and torch.isfinite(shift).all()):
         raise InputRefused("PA130", f"{name} divides by the root of a variance that is not positive. Check its state.")
     return Scale(name, scale, shift)
-
-
-def _activation(module: Any, kind: type[nn.Module], name: str) -> Activation:
-    if kind is nn.Softplus and module.threshold < _SOFTPLUS_THRESHOLD:
-        raise InputRefused(
-            "PA130",
-            f"{name} has a threshold of {module.threshold:g}. It jumps there, so no Lipschitz constant is finite. "
-            "Use a threshold of at least 20.",
-        )
-    if kind is nn.PReLU:
-        matrix_of(module.weight[:, None], f"{name} weight")
-    activation = activation_of(module, kind)
-    if not all(bool(torch.isfinite(torch.as_tensor(end)).all()) for end in SLOPES[kind](activation.module)):
-        raise InputRefused("PA130", f"{name} has slopes without limit. No Lipschitz constant is finite. Replace it.")
-    return activation
 
 
 def as_tensor(values: Any) -> Tensor:

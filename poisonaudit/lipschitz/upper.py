@@ -121,8 +121,13 @@ def norm_of_sum_bound(chain: Chain) -> float:
     if chain.norm == "l2":
         centre, radius = signed_interval(chain)
         return norm_l2(centre.abs() + radius)
-    through, around = _summed(chain, torch.ones(chain.weights[0].shape[1], 1, dtype=torch.float64), signed=False)
-    return float((through + around).max())
+    return float(row_bounds(chain).max())
+
+
+def row_bounds(chain: Chain) -> Tensor:
+    """K_5 before the maximum: a bound of every absolute row sum, (n_(l+1),), scaled; autograd can follow it."""
+    through, around = _summed(chain, chain.weights[0].new_ones(chain.weights[0].shape[1], 1), signed=False)
+    return (through + around)[:, 0]
 
 
 def signed_interval(chain: Chain, seed: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -151,7 +156,7 @@ def _summed(chain: Chain, seed: Tensor | None, *, signed: bool) -> tuple[Tensor,
     last = chain.hidden + 1
     columns = (chain.weights[0] if seed is None else seed).shape[1]
     # One sum per node; that of the input is the seed itself.
-    sums = [torch.empty(0), *(torch.zeros(w.shape[0], columns, dtype=torch.float64) for w in chain.weights)]
+    sums = [torch.empty(0), *(w.new_zeros(w.shape[0], columns) for w in chain.weights)]
     through = sums[-1]
     for start, end, product in _centre_products(chain):
         if start == 0:
@@ -163,7 +168,7 @@ def _summed(chain: Chain, seed: Tensor | None, *, signed: bool) -> tuple[Tensor,
             continue
         if end == start + 1:  # every term of V_start has been added by now
             sums[start] = chain.radii[start - 1][:, None] * sums[start]
-        if bool(chain.radii[start - 1].any()):
+        if product.is_cuda or bool(chain.radii[start - 1].any()):  # a GPU would have to be waited for
             sums[end] += product.abs() @ sums[start]
     return through, sums[-1]
 

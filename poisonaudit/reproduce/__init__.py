@@ -12,6 +12,7 @@ from poisonaudit.reproduce.result import COLUMNS, REPRODUCTION_SCHEMA, Line, Pic
 from poisonaudit.reproduce.square_table import despres_square
 from poisonaudit.reproduce.tables import wang_table1, wang_table2, wang_table3
 from poisonaudit.reproduce.toy import wang_toy
+from poisonaudit.reproduce.training_table import lipschitz_training
 from poisonaudit.reproduce.writing import render_html, write_reproduction
 
 # A new reproduction is one function in a file here and one line in this table and in TAKEN.
@@ -24,6 +25,7 @@ REPRODUCTIONS: dict[str, Callable[[Bench], Reproduction]] = {
     "despres-square": despres_square,
     "despres-random": despres_random,
     "despres-product": despres_product,
+    "lipschitz-training": lipschitz_training,
 }
 
 _ON_DATA = frozenset("root data model weights limit decay seed device tolerance max_gradients quick".split())
@@ -37,6 +39,7 @@ TAKEN: Mapping[str, frozenset[str]] = {
     "despres-square": frozenset({"seed", "quick", "depth"}),
     "despres-random": frozenset({"seed", "quick", "draws"}),
     "despres-product": frozenset({"seed", "quick", "depth"}),
+    "lipschitz-training": frozenset({"seed", "quick", "model", "strengths"}),
 }
 # Smallest and largest value of whole-number settings.
 RANGES: Mapping[str, tuple[int, int]] = {"depth": (1, 16), "draws": (2, 100_000)}

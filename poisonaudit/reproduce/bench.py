@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class Settings:
         quick: fewer rows or draws and coarser pictures.
         depth: largest depth of the networks for x^2 and x y; None for 6.
         draws: random networks; None for 1,000, or 100 if quick.
+        strengths: of every penalty in lipschitz-training; None for its own.
     """
 
     root: str | None = None
@@ -79,6 +80,7 @@ class Settings:
     quick: bool = False
     depth: int | None = None
     draws: int | None = None
+    strengths: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ from poisonaudit.cli.options import arguments, shared
 @click.option(
     "--draws", type=int, metavar="N", help="despres-random: networks to draw; default 1,000, with --quick 100."
 )
+@click.option(
+    "--strengths",
+    metavar="LIST",
+    help="lipschitz-training: factors of the penalties, comma separated, such as 1e-3,1e-2.",
+)
 @click.option("--quick", is_flag=True, default=None, help="Fewer rows or draws and coarser pictures.")
 @click.option("--resume", is_flag=True, help="Go on with the interrupted run in --out; finished stages are kept.")
 @shared("seed", "device", "out", "json")
@@ -37,6 +42,7 @@ def command(name: str, resume: bool, out: Path | None, as_json: bool, **given: A
 
     NAME is one of `ls reproductions`. wang-*: without --root everything runs on the bundled digits at 32 x 32.
     despres-*: no data; of the options above only --depth, --draws, --quick and --seed apply.
+    lipschitz-training: digits; --model, --strengths, --quick and --seed.
     """
     with reporting() as report:
         from poisonaudit.cli.pipeline.reproduce import run_reproduction

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from poisonaudit.cli.console import Reporter, table
+from poisonaudit.cli.options import listed
 from poisonaudit.cli.pipeline.folder import refuse_taken, run_folder
 from poisonaudit.cli.pipeline.plan import PLAN, check_plan, first_words
 from poisonaudit.cli.pipeline.render import command_line
@@ -123,7 +124,8 @@ def _checked(asked: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: PA304, a number is out of range.
     """
-    settings = Settings(**asked)
+    strengths = asked.get("strengths")
+    settings = Settings(**asked) if strengths is None else Settings(**{**asked, "strengths": _strengths(strengths)})
     if settings.decay is not None and not 0.0 < settings.decay < float("inf"):
         raise UsageError(
             "PA304",
@@ -136,6 +138,18 @@ def _checked(asked: Mapping[str, Any]) -> Settings:
         if value is not None and not least <= value <= most:
             raise UsageError("PA304", f"{key} is {value}. Give a whole number from {least:,} to {most:,}.")
     return settings
+
+
+def _strengths(given: str | Sequence[float]) -> tuple[float, ...]:
+    """Factors of penalties, from an option or from a stored plan."""
+    parts = listed(given) if isinstance(given, str) else given
+    try:
+        found = tuple(float(part) for part in parts or ())
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) < len(found) or not all(0.0 < value < float("inf") for value in found):
+        raise UsageError("PA304", f"strengths is {given!r}. Give different numbers above 0, such as 1e-3,1e-2.")
+    return found
 
 
 def _resumed(out: Path, asked: Mapping[str, Any]) -> Settings:
