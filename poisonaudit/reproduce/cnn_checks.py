@@ -98,6 +98,32 @@ def cnn_flags(ours: Mapping[Case, Line], accuracies: Mapping[str, float]) -> tup
     return tuple(found)
 
 
+def shares_of_forms(ours: Mapping[Case, Line]) -> str:
+    """How much of K_* K_4 leaves in either form, which decides how far apart the forms are."""
+    told = []
+    for form in POOLINGS:
+        values = [line.values for (_, pooling, _), line in ours.items() if pooling == form]
+        shares = [fourth / star for each in values if (fourth := each["k4"]) is not None and (star := each["k_star"])]
+        told.append(f"from {min(shares):.2%} to {max(shares):.2%} in the {form} form" if shares else f"{form}: unknown")
+    return (
+        f"K_4 is {' and '.join(told)} of its K_*. The cascade's ReLUs stay in one chain, where the parts of a maximum "
+        "cancel again; the implicit form starts anew at every pooling and gives the signs of what came before away."
+    )
+
+
+def best_forms(ours: Mapping[Case, Line]) -> str:
+    """The smaller certified bound of both forms; both are sound."""
+    told = []
+    for name, norm in dict.fromkeys((case[0], case[2]) for case in ours):
+        bounds = {form: ours[name, form, norm].values["certified"] for form in POOLINGS}
+        values = {form: bound for form, bound in bounds.items() if bound is not None}
+        if not values:
+            continue
+        form = min(values, key=lambda each: values[each])
+        told.append(f"{name} {NORMS[norm]} {values[form]:.4g} ({form})")
+    return f"Both forms bound the same function, so the smaller one counts. Certified: {', '.join(told)}."
+
+
 def pooling_factors() -> str:
     """What the printed table says of the source's own explicit form."""
     shares = {
@@ -117,20 +143,20 @@ def _order(value: Mapping[str, float | None]) -> tuple[bool, float] | None:
     if star is None or first is None or third is None or fourth is None:
         return None
     least = min(first, third)
-    return fourth <= least * (1 + _ROUNDING) and least <= star * (1 + _ROUNDING), fourth / least
+    return fourth <= least * (1 + _ROUNDING) and least <= star * (1 + _ROUNDING), _over(fourth, least)
 
 
 def _fifth(value: Mapping[str, float | None]) -> tuple[bool, float] | None:
     fourth, fifth = value["k4"], value["k5"]
     if fourth is None or fifth is None:
         return None
-    return fifth <= fourth * (1 + _ROUNDING), fifth / fourth
+    return fifth <= fourth * (1 + _ROUNDING), _over(fifth, fourth)
 
 
 def _lower(value: Mapping[str, float | None]) -> tuple[bool, float]:
-    least = min(number for key in _UPPER if (number := value[key]) is not None)
+    least = min((number for key in _UPPER if (number := value[key]) is not None), default=math.inf)
     lower = value["lower"] or 0.0
-    return lower <= least * (1 + _ROUNDING), lower / least if least else math.nan
+    return lower <= least * (1 + _ROUNDING), _over(lower, least)
 
 
 def _poolings(ours: Mapping[Case, Line], key: str) -> Check:
@@ -141,7 +167,7 @@ def _poolings(ours: Mapping[Case, Line], key: str) -> Check:
         if pooling != POOLINGS[0]:
             continue
         pair = [ours[name, form, norm].values[key] for form in POOLINGS]
-        if pair[0] is None or pair[1] is None:
+        if pair[0] is None or not pair[1]:
             continue
         printed = PRINTED[name, POOLINGS[0], norm][place] / PRINTED[name, POOLINGS[1], norm][place]
         ratios.append(pair[0] / pair[1])
@@ -153,6 +179,11 @@ def _poolings(ours: Mapping[Case, Line], key: str) -> Check:
         f"{_verdict(held)}, implicit {COLUMNS[key]} far below the explicit one (a tenth at most): in {far} of "
         f"{len(ratios)} cases; below it in {below}. Explicit over implicit, ours (printed): {', '.join(told)}.",
     )
+
+
+def _over(part: float, whole: float) -> float:
+    """A ratio; NaN over 0, as of a network that lost all its weights."""
+    return part / whole if whole else math.nan
 
 
 def _verdict(held: bool) -> str:

@@ -33,9 +33,7 @@ def bounds_by_network(norm: str, ours: Mapping[Case, Line]) -> Picture:
     """
     cases = [case for case in ours if case[2] == norm]
     title = f"Bounds of the convolutional networks in {NORMS[norm]}"
-    fourth = ", ".join(
-        f"{name} {pooling} {_short(ours[name, pooling, norm].values['k4'])}" for name, pooling, _ in cases
-    )
+    fourth = ", ".join(f"{case[0]} {case[1]} {_short(ours[case].values['k4'])}" for case in cases)
     text = f"K_4: {fourth}. Hollow marks are the source's, of other networks. The vertical axis is logarithmic."
     key = f"bounds-{norm}"
 

@@ -13,7 +13,14 @@ from poisonaudit.data import DataSet, load_data
 from poisonaudit.errors import UsageError
 from poisonaudit.lipschitz import LipschitzBounds, lipschitz_bounds
 from poisonaudit.reproduce.bench import Bench
-from poisonaudit.reproduce.cnn_checks import accuracy_check, cnn_checks, cnn_flags, pooling_factors
+from poisonaudit.reproduce.cnn_checks import (
+    accuracy_check,
+    best_forms,
+    cnn_checks,
+    cnn_flags,
+    pooling_factors,
+    shares_of_forms,
+)
 from poisonaudit.reproduce.cnn_figures import bounds_by_network
 from poisonaudit.reproduce.cnn_network import (
     BATCH,
@@ -59,13 +66,20 @@ def despres_cnn(bench: Bench) -> Reproduction:
         networks[name] = facts
         ours |= lines
     table = [line for case in ours for line in (printed_line(case), ours[case])]
-    checks = (*cnn_checks(ours), accuracy_check({name: facts["test_accuracy"] for name, facts in networks.items()}))
+    accuracies = {name: float(facts["test_accuracy"]) for name, facts in networks.items()}
+    checks = (*cnn_checks(ours), accuracy_check(accuracies))
     return Reproduction(
         name="despres-cnn",
         title="Convolutional networks: bounds with explicit and implicit max pooling",
         rows=tuple(table),
-        notes=(*_notes(networks, data, rows, decay, steps), *(check.text for check in checks), pooling_factors()),
-        flags=cnn_flags(ours, {name: facts["test_accuracy"] for name, facts in networks.items()}),
+        notes=(
+            *_notes(networks, data, rows, decay, steps),
+            *(check.text for check in checks),
+            shares_of_forms(ours),
+            best_forms(ours),
+            pooling_factors(),
+        ),
+        flags=cnn_flags(ours, accuracies),
         pictures=tuple(bounds_by_network(norm, ours) for norm in NORMS),
         settings={
             "data": data,
@@ -123,7 +137,8 @@ def our_lines(model: nn.Module, name: str, x: Tensor, bench: Bench) -> dict[Case
     lines = {}
     for case, (bounds, seconds) in found.items():
         values = {key: getattr(bounds, key) for key in _KEPT} | {"lower": lower[case[2]], "seconds": seconds}
-        remark = f"certified: {COLUMNS.get(bounds.certified_winner, bounds.certified_winner)}"
+        winner = bounds.certified_winner
+        remark = f"certified: {COLUMNS.get(winner, 'K_6' if winner == 'k6' else winner)}"
         lines[case] = Line(f"{_told(case)}, ours", {key: values[key] for key in COLUMNS}, remark)
     return lines
 
