@@ -196,6 +196,22 @@ def test_deep_networks_are_finite():
         assert set(bounds.seconds) == {*UPPER_BOUNDS, "lower", "certified"}
 
 
+@pytest.mark.parametrize("norm", ("linf", "l1"))
+def test_layers_without_activation_do_not_count_for_k4(norm):
+    pairs = [draw((3, 3, 3), seed) for seed in range(9)]
+    layers = []
+    for first, second in pairs:
+        for matrix in (first, second):
+            layers.append(nn.Linear(3, 3, bias=False, dtype=torch.float64))
+            layers[-1].weight = nn.Parameter(matrix)
+        layers.append(nn.ReLU())
+    found = lipschitz_bounds(nn.Sequential(*layers[:-1]), norm)
+    merged = lipschitz_bounds([second @ first for first, second in pairs], norm)
+    # 17 hidden layers, 8 of them with slopes to choose.
+    assert found.hidden_layers == 8
+    assert found.k4 == pytest.approx(merged.k4, rel=1e-12)
+
+
 def test_wide_layers_have_no_k2_and_deep_ones_no_k4():
     assert lipschitz_bounds(draw((2, 17, 1))).k2 is None
     assert lipschitz_bounds(draw((2, 16, 1))).k2 is not None

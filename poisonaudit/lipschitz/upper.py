@@ -93,18 +93,22 @@ def subset_absolute_bound(chain: Chain) -> float | None:
 
     Returns:
         The bound, or None beyond 12 hidden layers (4,096 subsets), and in l_2 where the subsets take over 256 MiB.
+        Layers of constant slopes, such as those between two maps without an activation, do not count.
     """
     inputs = chain.weights[0].shape[1]
     size = inputs if chain.norm == "l2" else 1
     widest = max(weight.shape[0] for weight in chain.weights)
-    if chain.hidden > K4_HIDDEN_LAYERS or (size > 1 and 2**chain.hidden * size * widest > K4_ENTRIES):
+    # A layer of constant slopes is never chosen.
+    chosen = {place for place, radii in enumerate(chain.radii, 1) if bool(radii.any())}
+    if len(chosen) > K4_HIDDEN_LAYERS or (size > 1 and 2 ** len(chosen) * size * widest > K4_ENTRIES):
         return None
+    last = chain.hidden + 1
     seed = torch.eye(inputs, dtype=torch.float64) if chain.norm == "l2" else torch.ones(inputs, 1, dtype=torch.float64)
     columns: list[list[Tensor]] = [[] for _ in range(chain.hidden + 2)]
     columns[0].append(seed)
     joined: dict[int, Tensor] = {}
     for start, end, product in _centre_products(chain):
-        if start and not bool(chain.radii[start - 1].any()):  # a layer of constant slopes is never chosen
+        if not {start, end} <= chosen | {0, last}:
             continue
         if start not in joined:  # by now every block that ends at `start` has been seen
             met = torch.cat(columns[start], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from poisonaudit.reproduce.bench import Bench, Settings, Silence, Voice
+from poisonaudit.reproduce.cnn_table import despres_cnn
 from poisonaudit.reproduce.landscape import wang_figure4
 from poisonaudit.reproduce.product_table import despres_product
 from poisonaudit.reproduce.random_table import despres_random
@@ -26,6 +27,7 @@ REPRODUCTIONS: dict[str, Callable[[Bench], Reproduction]] = {
     "despres-random": despres_random,
     "despres-product": despres_product,
     "lipschitz-training": lipschitz_training,
+    "despres-cnn": despres_cnn,
 }
 
 _ON_DATA = frozenset("root data model weights limit decay seed device tolerance max_gradients quick".split())
@@ -40,6 +42,7 @@ TAKEN: Mapping[str, frozenset[str]] = {
     "despres-random": frozenset({"seed", "quick", "draws"}),
     "despres-product": frozenset({"seed", "quick", "depth"}),
     "lipschitz-training": frozenset({"seed", "quick", "model", "strengths"}),
+    "despres-cnn": frozenset({"data", "limit", "decay", "seed", "quick"}),
 }
 # Smallest and largest value of whole-number settings.
 RANGES: Mapping[str, tuple[int, int]] = {"depth": (1, 16), "draws": (2, 100_000)}
