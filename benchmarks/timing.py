@@ -77,7 +77,7 @@ def write(name: str, body: Mapping[str, Any]) -> Path:
 def _peers() -> dict[str, str]:
     """Versions of the libraries compared with, where they are installed."""
     found = {}
-    for name in ("curvlinops-for-pytorch", "pyDVL"):
+    for name in ("curvlinops-for-pytorch", "pyDVL", "eclipse-nn", "cvxpy", "scs", "adversarial-robustness-toolbox"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

@@ -11,7 +11,14 @@ from lipschitz_references import draw, enumerate_k, exact_products, is_positive_
 from torch import nn
 
 from poisonaudit.lipschitz import domination, lipschitz_bounds
-from poisonaudit.lipschitz.ellipsoid import _largest_eigenvalue, _recursions, _row_sums, ellipsoid_bound
+from poisonaudit.lipschitz.ellipsoid import (
+    _dominating,
+    _largest_eigenvalue,
+    _recursions,
+    _row_sums,
+    ellipsoid_of,
+    proved_bound,
+)
 from poisonaudit.lipschitz.network import chain_of, read_network
 from poisonaudit.lipschitz.sign_coupled import entries_of
 
@@ -40,9 +47,10 @@ def _check_domination(kind, seed):
     hidden = [rational(weight) for weight in chain.weights[:-1]]
     identity = [[Fraction(int(i == j)) for j in range(3)] for i in range(3)]
     partials = exact_products([*hidden, identity], low, high)
-    for gram, power in _recursions(chain, weights, sound=True):
-        factor = Fraction(4) ** int(power[0])
-        top = [[entry * factor for entry in row] for row in rational(gram[0])]
+    for plain in _recursions(chain, weights):
+        found = _dominating(chain, weights, plain)
+        factor = Fraction(4) ** int(found.power[0])
+        top = [[entry * factor for entry in row] for row in rational(found.gram[0])]
         assert top == [list(column) for column in zip(*top, strict=True)]
         for partial in partials:
             scaled = [[entry * d for entry, d in zip(row, inputs, strict=True)] for row in partial]
@@ -148,8 +156,8 @@ def test_the_certified_ellipsoid_is_close_to_the_plain_one(shape, norm):
     for seed in range(3):
         matrices = draw(shape, seed, sparse=seed == 2)
         chain = chain_of(read_network(matrices), norm)
-        largest = entries_of(chain).largest
-        plain, proved = ellipsoid_bound(chain, largest), ellipsoid_bound(chain, largest, sound=True)
+        found = ellipsoid_of(chain, entries_of(chain).largest)
+        plain, proved = found.value, proved_bound(chain, found)
         assert plain * (1 - 1e-13) <= proved <= plain * (1 + 1e-8)
         assert chain.unscaled(proved) >= enumerate_k(matrices, norm)
 
@@ -170,8 +178,8 @@ def test_dead_and_awkward_neurons_stay_sound():
     matrices[1][2] *= 1e-160
     for norm in ("linf", "l2"):
         chain = chain_of(read_network(matrices), norm)
-        proved = ellipsoid_bound(chain, entries_of(chain).largest, sound=True)
-        plain = ellipsoid_bound(chain, entries_of(chain).largest)
+        found = ellipsoid_of(chain, entries_of(chain).largest)
+        plain, proved = found.value, proved_bound(chain, found)
         assert enumerate_k(matrices, norm) <= chain.unscaled(proved)
         assert proved <= plain * (1 + 1e-6)
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.certified import certified_bound
-from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
+from poisonaudit.lipschitz.ellipsoid import ellipsoid_of
 from poisonaudit.lipschitz.enumeration import enumerated_constant
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_bounds import absolute_bound, product_of_norms, subset_columns, subset_norms
@@ -82,7 +82,8 @@ def dense_bounds(network: DenseNetwork, norm: str) -> Upper:
     if chain.norm == "linf":
         # Their last digits are rounded apart.
         scaled["k6"] = min(k5, timed("k6", lambda: sign_coupled_bound(chain, entries)))
-    ellipsoid = scaled["ellipsoid"] = timed("ellipsoid", lambda: ellipsoid_bound(chain, entries.largest))
+    ellipsoid = timed("ellipsoid", lambda: ellipsoid_of(chain, entries.largest))
+    scaled["ellipsoid"] = None if ellipsoid is None else ellipsoid.value
     winner, certified = timed("certified", lambda: certified_bound(chain, entries, scaled["exact"], ellipsoid))
     upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
     layers = sum(not activation.changes_nothing for activation in network.activations)

@@ -9,14 +9,16 @@ D = C + rho Z, |Z| <= 1, the S-procedure with any diagonal `T^-1 > K = rho M rho
 
 Neurons of radius zero take no part in T. Two choices of `T^-1` are carried, and a third that takes the better
 trace at every layer: `2 lambda_max(K) I`, and twice the absolute row sums of K weighted with q = sqrt(diag K)
-(it dominates K by Gershgorin). Each is an upper bound of its own; a row takes the smallest. Plain float64,
-or with `sound=True` the same recursion with every step replaced by one that dominates it (domination.py).
+(it dominates K by Gershgorin). Each is an upper bound of its own; a row takes the smallest. That is plain
+float64. Any T^-1 will do for a proof: every row runs the recursion once more with those that won, every step
+replaced by one that dominates it (domination.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,39 +39,98 @@ _LEAST_SPREAD = 1e-110
 Multiplier = Callable[[Tensor, Tensor], Tensor]
 
 
-def ellipsoid_bound(chain: Chain, entrywise: Tensor, *, sound: bool = False) -> float | None:
-    """The ellipsoid bound, scaled like the chain.
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """One way through the hidden layers.
+
+    Attributes:
+        gram: (b, n_l, n_l), P before the last weight is this times 4^power.
+        power: (b,), whole numbers.
+        spreads: per hidden layer (b, n), the diagonal of T^-1 divided by 4^power of that layer.
+        powers: per hidden layer (b,).
+    """
+
+    gram: Tensor
+    power: Tensor
+    spreads: tuple[Tensor, ...]
+    powers: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Output rows that are bounded together.
+
+    Attributes:
+        weights: (b, n_0), d of every row, or (1, n_0) for all of them.
+        last: (rows, n_l) of the last weight.
+        recursions: one per choice of T.
+        bounds: (choices, b), what each gave.
+    """
+
+    weights: Tensor
+    last: Tensor
+    recursions: tuple[Recursion, ...]
+    bounds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ellipsoid:
+    """The bound, and what a proof of it starts from.
+
+    Attributes:
+        value: in plain float64, scaled like the chain; infinite if a factorisation failed.
+        blocks: of output rows; none where there is no hidden layer.
+    """
+
+    value: float
+    blocks: tuple[Block, ...]
+
+
+def ellipsoid_of(chain: Chain, entrywise: Tensor) -> Ellipsoid | None:
+    """The ellipsoid bound in plain float64.
 
     Args:
         chain: the network.
         entrywise: (n_(l+1), n_0) bound of every entry of the Jacobian; in l_inf its rows are the weights d.
-        sound: account for all rounding.
 
     Returns:
-        The bound; infinite if a factorisation failed, None if it would take minutes.
+        The bound; None if it would take minutes.
     """
-    sums = entrywise.sum(1)
-    if float(sums.max()) == 0.0 and not sound:
-        return 0.0
     work = sum(3.0 * weight.shape[0] ** 3 for weight in chain.weights[:-1])
     if work > LARGEST_WORK:
         return None
+    last = chain.weights[-1]
+    if chain.hidden == 0:
+        # K_5 is the constant itself here.
+        return Ellipsoid(norm_l2(last) if chain.norm == "l2" else float(entrywise.sum(1).max()), ())
+    sums = entrywise.sum(1)
     if chain.norm == "l2":
-        if chain.hidden == 0:
-            weight = chain.weights[0]
-            return domination.spectral_norm_above(weight, chain.roundings[0]) if sound else norm_l2(weight)
-        ones = torch.ones(1, chain.weights[0].shape[1], dtype=torch.float64)
-        return _spectral_bound(chain, ones, sound)
-    # A row that computes to zero may have underflowed: sound bounds leave none out.
-    alive = torch.arange(len(sums)) if sound else torch.nonzero(sums > 0.0)[:, 0]
-    if len(alive) * work > ROWWISE_WORK:
-        weights = entrywise[alive].mean(0, keepdim=True)
-        return _rows_bound(chain, _floored(weights), chain.weights[-1][alive], sound)
-    block = max(1, int(_BLOCK_ENTRIES / max(weight.shape[0] ** 2 for weight in chain.weights)))
-    best = 0.0
-    for rows in torch.tensor_split(alive, math.ceil(len(alive) / block)):
-        best = max(best, _rows_bound(chain, _floored(entrywise[rows]), chain.weights[-1][rows], sound))
-    return best
+        blocks = [_block(chain, torch.ones(1, chain.weights[0].shape[1], dtype=torch.float64), last)]
+    elif len(last) * work > ROWWISE_WORK:
+        blocks = [_block(chain, _floored(entrywise.mean(0, keepdim=True)), last)]
+    else:
+        size = max(1, int(_BLOCK_ENTRIES / max(weight.shape[0] ** 2 for weight in chain.weights)))
+        parts = torch.tensor_split(torch.arange(len(last)), math.ceil(len(last) / size))
+        blocks = [_block(chain, _floored(entrywise[rows]), last[rows]) for rows in parts]
+    values = torch.cat([block.bounds.amin(0) for block in blocks])
+    # An output that nothing reaches. A proof does not rely on it: zero may be an underflow.
+    zero = sums == 0.0 if len(values) == len(sums) else (sums == 0.0).all()
+    return Ellipsoid(float(torch.where(zero, 0.0, values).max()), tuple(blocks))
+
+
+def proved_bound(chain: Chain, found: Ellipsoid) -> float:
+    """The same bound with all rounding accounted for, scaled like the chain.
+
+    Args:
+        chain: the network.
+        found: its `ellipsoid_of`.
+
+    Returns:
+        The bound; infinite if a factorisation failed.
+    """
+    if chain.hidden == 0:
+        return domination.spectral_norm_above(chain.weights[0], chain.roundings[0]) if chain.norm == "l2" else math.inf
+    return max(_proved(chain, block) for block in found.blocks)
 
 
 def _floored(weights: Tensor) -> Tensor:
@@ -79,39 +140,60 @@ def _floored(weights: Tensor) -> Tensor:
     return torch.maximum(weights / peak, torch.full_like(weights, _FLOOR))
 
 
-def _rows_bound(chain: Chain, weights: Tensor, last: Tensor, sound: bool) -> float:
-    """Largest bound over the rows of `last` (b, n_l); `weights` is (b, n_0), or (1, n_0) for all rows."""
-    scale = weights.sum(1)
-    if sound:
-        scale = domination.raised(scale, weights.shape[1])
-    if chain.hidden == 0:  # K_5 is the constant itself here
-        return math.inf if sound else float((scale * (last.square() / weights).sum(1)).sqrt().max())
-    candidates = []
-    for gram, power in _recursions(chain, weights, sound):
+def _block(chain: Chain, weights: Tensor, last: Tensor) -> Block:
+    recursions = _recursions(chain, weights)
+    bounds = torch.stack([_bounds(chain, weights, last, each, sound=False) for each in recursions])
+    return Block(weights, last, tuple(recursions), bounds)
+
+
+def _proved(chain: Chain, block: Block) -> float:
+    """Largest proved bound of a block: every row runs with the T that won it, with the next where that fails."""
+    order = block.bounds.argsort(dim=0, stable=True)
+    best = torch.full_like(block.bounds[0], math.inf)
+    for rank in order:
+        recursion = _dominating(chain, block.weights, _chosen(block.recursions, rank))
+        best = torch.minimum(best, _bounds(chain, block.weights, block.last, recursion, sound=True))
+        if bool(torch.isfinite(best).all()):
+            break
+    return float(best.max())
+
+
+def _chosen(recursions: tuple[Recursion, ...], rank: Tensor) -> Recursion:
+    """Of every row of a block the recursion named by `rank` (b,)."""
+    rows = torch.arange(len(rank))
+    layers = range(len(recursions[0].spreads))
+    return Recursion(
+        torch.stack([each.gram for each in recursions])[rank, rows],
+        torch.stack([each.power for each in recursions])[rank, rows],
+        tuple(torch.stack([each.spreads[layer] for each in recursions])[rank, rows] for layer in layers),
+        tuple(torch.stack([each.powers[layer] for each in recursions])[rank, rows] for layer in layers),
+    )
+
+
+def _bounds(chain: Chain, weights: Tensor, last: Tensor, found: Recursion, sound: bool) -> Tensor:
+    """Bounds from P, (b,): of every row, of the worst row where all share their weights, in l_2 of the norm."""
+    gram = found.gram
+    if chain.norm == "l2":
+        if sound:
+            outer = domination.through_weight(gram, last, chain.roundings[-1])[0]
+            square = domination.largest_eigenvalue_above(outer)
+        else:
+            outer = (last @ gram @ last.T)[0]
+            square = norm_l2(0.5 * (outer + outer.T))
+        squares, scale = torch.tensor([square], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    else:
+        scale = weights.sum(1)
         squares = torch.einsum("bi,bij,bj->b", last, gram.expand(len(last), -1, -1), last)
         if sound:
+            scale = domination.raised(scale, weights.shape[1])
             reach = (gram.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt() * last.abs()).sum(1)
             count = 2 * last.shape[1] + 2 * chain.roundings[-1] + 8
             squares = squares + 2.0 * domination.gamma(count) * reach.square() + domination.TINY
-        candidates.append(_root(scale * squares, sound) * _powers_of_two(power))
-    bounds = torch.stack(candidates).nan_to_num(nan=math.inf, posinf=math.inf)
-    return float(bounds.amin(0).max())
-
-
-def _spectral_bound(chain: Chain, ones: Tensor, sound: bool) -> float:
-    """The bound in l_2: sqrt(lambda_max(W_l P W_l^T))."""
-    best = math.inf
-    for gram, power in _recursions(chain, ones, sound):
-        if sound:
-            outer = domination.through_weight(gram, chain.weights[-1], chain.roundings[-1])[0]
-            square = domination.largest_eigenvalue_above(outer)
-        else:
-            outer = (chain.weights[-1] @ gram @ chain.weights[-1].T)[0]
-            square = norm_l2(0.5 * (outer + outer.T))
-        root = _root(torch.tensor(square, dtype=torch.float64), sound)
-        value = float(root * _powers_of_two(power)[0])
-        best = min(best, math.inf if math.isnan(value) else value)
-    return best
+        if len(weights) < len(squares):
+            # A NaN stays one.
+            squares = squares.amax(0, keepdim=True)
+    bounds = _root(scale * squares, sound) * _powers_of_two(found.power)
+    return bounds.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _root(square: Tensor, sound: bool) -> Tensor:
@@ -119,32 +201,49 @@ def _root(square: Tensor, sound: bool) -> Tensor:
     return domination.raised(root) if sound else root
 
 
-def _inverse(weights: Tensor, sound: bool) -> Tensor:
-    inverse = weights.reciprocal()
-    return domination.raised(inverse) if sound else inverse
-
-
-def _recursions(chain: Chain, weights: Tensor, sound: bool) -> list[tuple[Tensor, Tensor]]:
-    """P before the last weight, for every choice of T, as `(P, power)`: (b, n_l, n_l) times 4^power (b,)."""
-    first, inverse = chain.weights[0], _inverse(weights, sound)
-    if sound:
-        start = domination.first_gram(first, inverse, chain.roundings[0])
-    else:
-        start = (first * inverse[:, None, :]) @ first.T
+def _recursions(chain: Chain, weights: Tensor) -> list[Recursion]:
+    """One per choice of T, in plain float64."""
+    first = chain.weights[0]
+    start, power = _normalised(
+        (first * weights.reciprocal()[:, None, :]) @ first.T, torch.zeros(len(weights), dtype=torch.float64)
+    )
+    both: tuple[Multiplier, ...] = (_largest_eigenvalue, _row_sums)
+    # The first layer is the same for all.
+    options = [_through_slopes(start, chain.centres[0], chain.radii[0], (one,)) for one in both]
     found = []
-    for multipliers in ((_largest_eigenvalue,), (_row_sums,), (_largest_eigenvalue, _row_sums)):
-        gram, power = _normalised(start, torch.zeros(len(start), dtype=torch.float64))
-        for layer in range(chain.hidden):
-            if layer:
-                weight = chain.weights[layer]
-                if sound:
-                    gram = domination.through_weight(gram, weight, chain.roundings[layer])
-                else:
-                    gram = weight @ gram @ weight.T
-            gram = _through_slopes(gram, chain.centres[layer], chain.radii[layer], multipliers, sound)
-            gram, power = _normalised(gram, power)
-        found.append((gram, power))
+    for number in range(3):
+        multipliers = both if number == 2 else both[number : number + 1]
+        gram, spread = _smaller(options) if number == 2 else options[number]
+        spreads, powers = [spread], [power]
+        gram, reached = _normalised(gram, power)
+        for layer in range(1, chain.hidden):
+            gram = chain.weights[layer] @ gram @ chain.weights[layer].T
+            gram, spread = _through_slopes(gram, chain.centres[layer], chain.radii[layer], multipliers)
+            spreads.append(spread)
+            powers.append(reached)
+            gram, reached = _normalised(gram, reached)
+        found.append(Recursion(gram, reached, tuple(spreads), tuple(powers)))
     return found
+
+
+def _dominating(chain: Chain, weights: Tensor, plain: Recursion) -> Recursion:
+    """A recursion with the same T whose P dominates the exact one."""
+    inverse = domination.raised(weights.reciprocal())
+    gram = domination.first_gram(chain.weights[0], inverse, chain.roundings[0])
+    gram, power = _normalised(gram, torch.zeros(len(gram), dtype=torch.float64))
+    spreads, powers = [], []
+    for layer in range(chain.hidden):
+        if layer:
+            gram = domination.through_weight(gram, chain.weights[layer], chain.roundings[layer])
+        centre, radius = chain.centres[layer], chain.radii[layer]
+        shift = _powers_of_two(2.0 * (plain.powers[layer] - power))
+        spread = (plain.spreads[layer] * shift[:, None]).clamp_min(_LEAST_SPREAD) * (radius > 0.0)
+        factor, half, failed = _factors(gram, spread, centre, radius)
+        result = domination.through_slopes(gram, spread, factor, half, centre, radius)
+        spreads.append(spread)
+        powers.append(power)
+        gram, power = _normalised(torch.where(failed, torch.full_like(result, math.inf), result), power)
+    return Recursion(gram, power, tuple(spreads), tuple(powers))
 
 
 def _normalised(gram: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,34 +260,45 @@ def _powers_of_two(power: Tensor) -> Tensor:
 
 
 def _through_slopes(
-    gram: Tensor, centre: Tensor, radius: Tensor, multipliers: tuple[Multiplier, ...], sound: bool
-) -> Tensor:
-    """P' of the module docstring for M = `gram` (b, n, n); of several multipliers the smaller trace wins."""
+    gram: Tensor, centre: Tensor, radius: Tensor, multipliers: tuple[Multiplier, ...]
+) -> tuple[Tensor, Tensor]:
+    """P' of the module docstring for M = `gram` (b, n, n), and the T^-1 used; the smaller trace wins."""
     gram = 0.5 * (gram + gram.mT)
     moving = radius > 0.0
-    if not bool(moving.any()) and not sound:
-        return centre[:, None] * gram * centre
-    spread_out = radius[:, None] * gram
-    k = spread_out * radius
+    still = centre[:, None] * gram * centre
+    if not bool(moving.any()):
+        return still, torch.zeros(gram.shape[:2], dtype=gram.dtype)
+    k = radius[:, None] * gram * radius
     options = []
     for multiplier in multipliers:
-        spread = multiplier(k, moving)  # diagonal of T^-1, (b, n)
-        if sound:
-            spread = spread.clamp_min(_LEAST_SPREAD) * moving
-        # A dead neuron has a zero row in K and needs no multiplier; any number keeps the factor defined.
-        filled = torch.where(spread > 0.0, spread, torch.ones_like(spread))
-        factor, info = torch.linalg.cholesky_ex(torch.diag_embed(filled) - k)
-        half = torch.linalg.solve_triangular(factor, spread_out * centre, upper=False)
-        if sound:
-            result = domination.through_slopes(gram, spread, factor, half, centre, radius)
-        else:
-            result = centre[:, None] * gram * centre + half.mT @ half + torch.diag_embed(spread)
-        options.append(torch.where((info == 0)[:, None, None], result, torch.full_like(result, math.inf)))
+        spread = multiplier(k, moving)
+        _, half, failed = _factors(gram, spread, centre, radius)
+        result = still + half.mT @ half
+        result.diagonal(dim1=1, dim2=2).add_(spread)
+        options.append((torch.where(failed, torch.full_like(result, math.inf), result), spread))
+    return _smaller(options)
+
+
+def _factors(gram: Tensor, spread: Tensor, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L and H with `L L^T = T^-1 - K` and `L H = rho M C`, and where there is no L, (b, 1, 1)."""
+    by_radius = radius[:, None] * gram
+    # A dead neuron has a zero row in K and needs no multiplier; any number keeps the factor defined.
+    filled = torch.where(spread > 0.0, spread, torch.ones_like(spread))
+    shifted = -(by_radius * radius)
+    shifted.diagonal(dim1=1, dim2=2).add_(filled)
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    half = torch.linalg.solve_triangular(factor, by_radius * centre, upper=False)
+    return factor, half, (info != 0)[:, None, None]
+
+
+def _smaller(options: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of one or two pairs (P', T^-1) the one with the smaller trace, row by row."""
     if len(options) == 1:
         return options[0]
-    traces: Tensor = torch.stack([option.diagonal(dim1=1, dim2=2).sum(1) for option in options])
-    first_is_best = (traces.argmin(0) == 0)[:, None, None]
-    return torch.where(first_is_best, options[0], options[1])
+    traces: Tensor = torch.stack([gram.diagonal(dim1=1, dim2=2).sum(1) for gram, _ in options])
+    first = traces.argmin(0) == 0
+    (gram, spread), (other_gram, other_spread) = options
+    return torch.where(first[:, None, None], gram, other_gram), torch.where(first[:, None], spread, other_spread)
 
 
 def _largest_eigenvalue(k: Tensor, moving: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.certified import certified_bound
-from poisonaudit.lipschitz.ellipsoid import ellipsoid_bound
+from poisonaudit.lipschitz.ellipsoid import ellipsoid_of
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.linear_maps import Matrix
@@ -205,7 +205,7 @@ def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges) 
     ]
     chain = chain_of(*_without_dead(dense, norm, intervals))
     entries = entries_of(chain)
-    return certified_bound(chain, entries, ellipsoid=ellipsoid_bound(chain, entries.largest))
+    return certified_bound(chain, entries, ellipsoid=ellipsoid_of(chain, entries.largest))
 
 
 def _without_dead(
