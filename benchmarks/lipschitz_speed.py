@@ -43,6 +43,7 @@ GOALS = {
     "all bounds, ResNet-20, seconds": 300.0,
     "ResNet-20, peak bytes": 2e9,
     "local bound, 4x64, seconds a digit": 0.05,
+    "local bound, 4x64, processor seconds a digit": 0.05,
 }
 
 
@@ -140,34 +141,41 @@ def local(epsilon: float) -> dict[str, Any]:
 
 
 def goals(cases: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What was measured beside what was aimed at."""
-    resnets = [cases[f"resnet20, {norm}"] for norm in NORMS]
+    """What was measured beside what was aimed at; None where it is not measured yet."""
+
+    def largest(pieces: list[str], figure: Callable[[dict[str, Any]], float]) -> float | None:
+        return max(figure(cases[each]) for each in pieces) if all(each in cases for each in pieces) else None
+
+    digits = [f"digits, {epsilon}" for epsilon in EPSILONS]
+    nets = {name: [f"{name}, {norm}" for norm in NORMS] for name in PICTURES}
     found = {
-        "K_5, 60 layers of 20, seconds": cases["depth 60"]["k5_seconds"],
-        "K_5, LeNet, seconds": max(cases[f"lenet, {norm}"]["seconds_by_bound"]["k5"] for norm in NORMS),
-        "all bounds, ResNet-20, seconds": max(each["wall_seconds"] for each in resnets),
-        "ResNet-20, peak bytes": max(each["peak_bytes"] for each in resnets),
-        "local bound, 4x64, seconds a digit": max(cases[f"digits, {eps}"]["wall_median"] for eps in EPSILONS),
+        "K_5, 60 layers of 20, seconds": largest(["depth 60"], lambda each: each["k5_seconds"]),
+        "K_5, LeNet, seconds": largest(nets["lenet"], lambda each: each["seconds_by_bound"]["k5"]),
+        "all bounds, ResNet-20, seconds": largest(nets["resnet20"], lambda each: each["wall_seconds"]),
+        "ResNet-20, peak bytes": largest(nets["resnet20"], lambda each: each["peak_bytes"]),
+        "local bound, 4x64, seconds a digit": largest(digits, lambda each: each["wall_median"]),
+        "local bound, 4x64, processor seconds a digit": largest(digits, lambda each: each["processor_mean"]),
     }
     return {
-        name: {"goal": GOALS[name], "measured": value, "met": value <= GOALS[name]} for name, value in found.items()
+        name: {"goal": GOALS[name], "measured": value, "met": None if value is None else value <= GOALS[name]}
+        for name, value in found.items()
     }
 
 
 def run() -> None:
-    """Measure what is missing and store."""
+    """Measure what is missing and store, first without what takes minutes."""
     plan: dict[str, Callable[[], Mapping[str, Any]]] = {}
     for layers in DEPTHS:
         plan[f"depth {layers}"] = functools.partial(depth, layers)
     for epsilon in EPSILONS:
         plan[f"digits, {epsilon}"] = functools.partial(local, epsilon)
+    settings = {"repeats": REPEATS, "digits": DIGITS, "threads": torch.get_num_threads()}
+    note = "the machine was shared with other work: wall time is several times processor time"
     for name in PICTURES:
         for norm in NORMS:
             plan[f"{name}, {norm}"] = functools.partial(in_process, name, norm)
-    settings = {"repeats": REPEATS, "digits": DIGITS, "threads": torch.get_num_threads()}
-    cases = {each["piece"]: each for each in measured(NAME, plan, settings)}
-    note = "the machine was shared with other work"
-    write(NAME, {"settings": settings, "note": note, "goals": goals(cases), "cases": list(cases.values())})
+        cases = {each["piece"]: each for each in measured(NAME, plan, settings)}
+        write(NAME, {"settings": settings, "note": note, "goals": goals(cases), "cases": list(cases.values())})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from poisonaudit.reproduce.bench import Made, Voice
 NAMES = ("A", "B", "C")
 # Pictures from this side on are treated like MNIST's, smaller ones like the bundled digits.
 MNIST_SIDE, SMALLEST = 28, 8
-STEPS, STEPS_IF_QUICK = 3000, 300
+STEPS, STEPS_IF_QUICK = 3000, 800
 BATCH, RATE = 64, 2e-3
 # The source's 0.01. Half of it for small pictures: under 0.01 the deepest network goes down to 92 %.
 DECAY, DECAY_OF_SMALL = 1e-2, 5e-3
