@@ -74,7 +74,7 @@ def test_page_is_balanced_and_holds_every_section_in_order(parsed: Reader) -> No
     ids = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
     assert ids == list(SECTIONS)
     headings = sum(tag == "h2" for tag, _ in parsed.tags)
-    assert headings == len(SECTIONS) == 15
+    assert headings == len(SECTIONS) == 16
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(parsed: Reader) -> None:

@@ -22,7 +22,7 @@ def mlp(widths: list[int], seed: int = 0, activation: Any = nn.ReLU, bias: bool 
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(before, after, bias=bias, dtype=torch.float64), activation()]
-    net = nn.Sequential(*layers[:-1]).eval()
+    net = nn.Sequential(*layers[:-1]).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in net.parameters():

@@ -151,10 +151,12 @@ def test_worst_case_is_attained_in_a_last_layer() -> None:
 
 @pytest.mark.parametrize("kind", list(_STEEPEST), ids=lambda kind: kind.__name__)
 def test_steepest_slopes_bound_every_slope(kind: type[nn.Module]) -> None:
-    layer = kind().eval()
+    layer = kind().double().eval()
     grid = torch.linspace(-12, 12, 20001, dtype=torch.float64, requires_grad=True)
     (slopes,) = torch.autograd.grad(layer(grid).sum(), grid)
-    assert float(slopes.abs().max()) <= _STEEPEST[kind](layer) <= 1.01 * float(slopes.abs().max()) + 1e-3
+    # torch 2.15 differentiates Hardsigmoid with 1/6 in float32.
+    room = 1e-8 if kind is nn.Hardsigmoid else 0.0
+    assert float(slopes.abs().max()) - room <= _STEEPEST[kind](layer) <= 1.01 * float(slopes.abs().max()) + 1e-3
 
 
 def test_the_chain_computes_what_the_model_computes() -> None:
