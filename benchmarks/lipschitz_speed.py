@@ -170,7 +170,7 @@ def run() -> None:
     for epsilon in EPSILONS:
         plan[f"digits, {epsilon}"] = functools.partial(local, epsilon)
     settings = {"repeats": REPEATS, "digits": DIGITS, "threads": torch.get_num_threads()}
-    note = "the machine was shared with other work: wall time is several times processor time"
+    note = "two threads, nothing else running"
     for name in PICTURES:
         for norm in NORMS:
             plan[f"{name}, {norm}"] = functools.partial(in_process, name, norm)
