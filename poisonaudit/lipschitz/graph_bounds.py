@@ -1,7 +1,7 @@
 """K_*, K_1, K_3, K_4 and K_5 of a network in stages, in l_inf of the direction it is read in, by passes alone.
 
 Over the stages the source's bounds multiply; K_5 carries its row bounds from one to the next. Orders hold stage by
-stage: `K_5 <= K_4 <= min(K_1, K_3) <= K_*` for a chain of activations with slopes in [0, c].
+stage: `K_5 <= K_4 <= min(K_1, K_3) <= K_*` where paths do not meet and slopes of a layer are equal.
 """
 
 from __future__ import annotations
