@@ -48,18 +48,13 @@ import math
 import torch
 from torch import Tensor
 
-_UNIT_ROUNDOFF = 2.0**-53
+from poisonaudit.lipschitz.unit import UNIT, gamma
+
 _RAISE = 1.0 + 1e-6
 # A few additions of numbers that carry their own room already.
 _RAISE_SUM = 1.0 + 1e-14
 TINY = 1e-120
 _LEAST = 1e-100
-
-
-def gamma(count: int) -> float:
-    """`m u / (1 - m u)`, infinite where it means nothing."""
-    share = count * _UNIT_ROUNDOFF
-    return share / (1.0 - share) if share < 0.5 else math.inf
 
 
 def raised(values: Tensor, count: int = 4) -> Tensor:
@@ -159,7 +154,7 @@ def largest_eigenvalue_above(gram: Tensor) -> float:
     left = float(torch.maximum(factor.square().sum(1).max(), gram.diagonal().abs().max()))
     rest = (shifted - factor @ factor.T).abs().sum(1).max()
     error = float(rest) + 3.0 * gamma(size + 8) * size * max(top, left) * _RAISE
-    return (top + error * _RAISE + TINY) * (1.0 + 4.0 * _UNIT_ROUNDOFF)
+    return (top + error * _RAISE + TINY) * (1.0 + 4.0 * UNIT)
 
 
 def spectral_norm_above(matrix: Tensor, roundings: int = 0) -> float:
@@ -174,5 +169,5 @@ def spectral_norm_above(matrix: Tensor, roundings: int = 0) -> float:
     if near_one.shape[0] > near_one.shape[1]:
         near_one = near_one.T
     gram = first_gram(near_one, torch.ones(1, near_one.shape[1], dtype=matrix.dtype), roundings)[0]
-    root = math.sqrt(largest_eigenvalue_above(gram)) * (1.0 + 4.0 * _UNIT_ROUNDOFF)
+    root = math.sqrt(largest_eigenvalue_above(gram)) * (1.0 + 4.0 * UNIT)
     return math.ldexp(root, power) if root < 1e290 else math.inf

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from poisonaudit.lipschitz import domination
 from poisonaudit.lipschitz.network import Chain
+from poisonaudit.lipschitz.unit import gamma
 from poisonaudit.lipschitz.upper import norm_l2
 
 # Multiplications, about 1e9 a second on one core. Input weights of their own for every output row cost one
@@ -188,7 +189,7 @@ def _bounds(chain: Chain, weights: Tensor, last: Tensor, found: Recursion, sound
             scale = domination.raised(scale, weights.shape[1])
             reach = (gram.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt() * last.abs()).sum(1)
             count = 2 * last.shape[1] + 2 * chain.roundings[-1] + 8
-            squares = squares + 2.0 * domination.gamma(count) * reach.square() + domination.TINY
+            squares = squares + 2.0 * gamma(count) * reach.square() + domination.TINY
         if len(weights) < len(squares):
             # A NaN stays one.
             squares = squares.amax(0, keepdim=True)

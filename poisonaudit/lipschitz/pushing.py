@@ -38,9 +38,6 @@ class Work:
     rows: int = 0
     multiplications: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.columns + other.columns, self.rows + other.rows, self.multiplications + other.multiplications)
-
 
 class Pusher:
     """Sums `|C_(t,s)| scale` over the columns of a source, at every later activation and at the output.

@@ -17,6 +17,7 @@ from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, element
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 from poisonaudit.lipschitz.unit import gamma
+from poisonaudit.tracing import LayerTracer, needed_operations
 
 REFUSED = "PA130"
 # Activations whose values are never negative.
@@ -32,15 +33,6 @@ class _Value:
     bias: Tensor
     bias_terms: Tensor
     bias_error: Tensor
-
-
-class _Tracer(fx.Tracer):
-    """Traces into user modules; torch's own layers, and those that declare themselves linear, stay whole."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """Leaves are layers this reader knows by class."""
-        declared = any(getattr(type(module), mark, False) for mark in ("linear_map", "channel_affine"))
-        return declared or super().is_leaf_module(module, name)
 
 
 def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False) -> Graph:
@@ -59,9 +51,9 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
     """
     _refuse_weights(model)
     _refuse_hooks(model)
-    wrapped = nn.Sequential(model) if _Tracer().is_leaf_module(model, "") else model
+    wrapped = nn.Sequential(model) if LayerTracer().is_leaf_module(model, "") else model
     try:
-        traced = _Tracer().trace(wrapped)
+        traced = LayerTracer().trace(wrapped)
     except Exception as trouble:  # tracing runs the user's forward on proxies; anything can go wrong in it
         reason = " ".join(str(trouble).split())[:160]
         raise InputRefused(
@@ -84,7 +76,7 @@ class _Reader:
 
     def run(self, traced: fx.Graph) -> Graph:
         """All operations in order."""
-        alive = _alive(traced)
+        alive = needed_operations(traced)
         for node in traced.nodes:
             if node.op == "placeholder":
                 if self.nodes:
@@ -331,18 +323,6 @@ def _pruned(nodes: list[Node], edges: list[Edge]) -> Graph:
         if edge.source in place and edge.target in place
     )
     return Graph(tuple(nodes[old] for old in alive), kept)
-
-
-def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Operations that the output depends on."""
-    found: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.op == "output"]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
 
 
 def _flat(values: Any) -> list[Any]:

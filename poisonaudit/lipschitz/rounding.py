@@ -52,9 +52,9 @@ from torch import Tensor
 from poisonaudit.lipschitz.domination import spectral_norm_above
 from poisonaudit.lipschitz.network import Chain
 from poisonaudit.lipschitz.sign_coupled import Entries, sign_coupled_rows
+from poisonaudit.lipschitz.unit import UNIT
 from poisonaudit.lipschitz.upper import absolute_product
 
-UNIT_ROUNDOFF = 2.0**-53
 _SAFE_PRODUCT = 1e-250
 
 
@@ -77,7 +77,7 @@ class Slack:
 
 def slack_of(chain: Chain) -> Slack | None:
     """The slack of a chain; None if it is so large that the analysis says nothing."""
-    share = operation_count(chain) * UNIT_ROUNDOFF
+    share = operation_count(chain) * UNIT
     if share >= 0.5:
         return None
     return Slack(share / (1.0 - share), sys.float_info.min * float(operation_count(chain)) ** 2)

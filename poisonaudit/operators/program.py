@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from poisonaudit.operators.pieces import ConvPiece, LinearPiece, Parameter, Piece, ScalePiece
 from poisonaudit.operators.weightless import ElementwisePiece, LinearMapPiece, MaxPoolPiece, ReshapePiece
+from poisonaudit.tracing import LayerTracer, needed_operations
 
 _PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh)
 _SMOOTH = (nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.ELU, nn.Mish, nn.Softsign)
@@ -52,15 +53,6 @@ class Program:
     outputs: Tensor
 
 
-class _Tracer(fx.Tracer):
-    """Traces into user modules; a layer that declares itself a linear map of its rows stays whole."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """Leaves are torch's own layers, and those marked `linear_map` or `channel_affine`."""
-        declared = any(getattr(type(module), mark, False) for mark in ("linear_map", "channel_affine"))
-        return declared or super().is_leaf_module(module, name)
-
-
 def build_program(module: nn.Module, parameters: Mapping[int, Parameter], x: Tensor) -> Program:
     """Trace a network in eval mode and run its primal pass.
 
@@ -82,7 +74,7 @@ def build_program(module: nn.Module, parameters: Mapping[int, Parameter], x: Ten
     # A single layer is traced as a network of one, or tracing would look inside it.
     module = nn.Sequential(module) if type(module) in (*_LEAVES, *_NORMS) else module
     try:
-        graph = _Tracer().trace(module)
+        graph = LayerTracer().trace(module)
     except Exception as trouble:  # tracing runs the user's forward on proxies; anything can go wrong in it
         raise Unknown(f"it cannot be traced ({' '.join(str(trouble).split())[:120]})") from trouble
     return _Runner(module, parameters, x).run(graph)
@@ -100,7 +92,7 @@ class _Runner:
 
     def run(self, graph: fx.Graph) -> Program:
         """Walk the nodes in order."""
-        alive = _alive(graph)
+        alive = needed_operations(graph)
         for node in graph.nodes:
             if node not in alive and node.op != "placeholder":
                 continue
@@ -253,18 +245,6 @@ class _Runner:
 
     def _optional(self, value: Tensor | None) -> Parameter | None:
         return None if value is None else self._parameter(value)
-
-
-def _alive(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that the output depends on."""
-    found: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.op == "output"]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
 
 
 def _reshaped(name: str, value: Tensor, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
-from poisonaudit.report.charts import label_axis, note, place, tick
+from poisonaudit.report.charts import label_axis, name_rows, note, place, tick
 from poisonaudit.report.formats import number
 from poisonaudit.report.svg import ACCENT, CONTROL, INK, MUTED, PAPER, SECOND, WARN, draw, drawable
 
@@ -159,14 +159,7 @@ def told_curve(radii: Sequence[float], shares: Sequence[float]) -> str:
 
 def finish(figure: Any, axes: Any, names: Sequence[str]) -> None:
     """Rows from the top, a plain frame, labels that fit."""
-    axes.set_ylim(len(names) - 0.45, -0.55)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8, length=3)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="x")
-    axes.set_axisbelow(True)
+    name_rows(axes, names)
     label_log_axis(axes)
     place(figure, axes, True)
     # Labels beside the bars have stretched the axis.

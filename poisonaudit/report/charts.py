@@ -50,14 +50,7 @@ def measure_chart(labels: Sequence[str], measures: Sequence[Measure | None], *, 
         axes.set_xlim(low, high)
         for i, (value, measure) in enumerate(zip(values, measures, strict=True)):
             bar(axes, i, value, measure, low, high, logarithmic)
-        axes.set_ylim(len(names) - 0.45, -0.55)
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", length=0)
-        axes.tick_params(axis="x", labelsize=8, length=3)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
+        name_rows(axes, names)
         label_axis(axes, logarithmic)
         place(figure, axes, logarithmic)
 
@@ -65,6 +58,18 @@ def measure_chart(labels: Sequence[str], measures: Sequence[Measure | None], *, 
     told = "; ".join(f"{label}: {told_value(m)}" for label, m in zip(labels, measures, strict=True))
     height = 0.5 + 0.27 * max(len(labels), 1)
     return draw(paint, width=4.4, height=height, key=key, title=f"{name} by model", text=f"{scale}. {told}")
+
+
+def name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Named rows from the top down, in a plain frame."""
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, length=3)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
 
 
 def told_value(measure: Measure | None) -> str:
