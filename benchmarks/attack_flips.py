@@ -97,8 +97,9 @@ def work(part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
     setting = functools.cache(lambda: DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS}))
     plan = {
         f"image {index}, eps {radius}, {variant}": functools.partial(_case, setting, index, radius, variant)
+        for variant in VARIANTS
         for index in range(part, IMAGES, parts)
-        for radius, variant in itertools.product(RADII, VARIANTS)
+        for radius in RADII
     }
     settings = {"seed": SEED, "share": SHARE, "methods": {name: list(methods) for name, methods in VARIANTS.items()}}
     return measured(NAME, plan, settings, f"{part}of{parts}" if parts > 1 else "")

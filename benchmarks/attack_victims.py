@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -117,13 +118,22 @@ def setting_of(victim: str) -> DrawnFlips:
     return DrawnFlips(VICTIMS[victim](), ROWS, DECAY, SEED, IMAGES, SEEDS, pictures=victim == "cnn")
 
 
-def run() -> None:
-    """Finish the cases and store them with their summary."""
+def work(part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
+    """The cases of one part."""
     plan = {
         f"{victim}, image {index}": functools.partial(case, victim, index)
         for victim in VICTIMS
-        for index in range(IMAGES)
+        for index in range(part, IMAGES, parts)
     }
     settings = {"seed": SEED, "images": IMAGES, "rows": ROWS, "decay": DECAY, "seeds": SEEDS, "methods": METHODS}
-    cases = measured(NAME, plan, json.loads(json.dumps(settings)))
+    return measured(NAME, plan, json.loads(json.dumps(settings)), f"{part}of{parts}" if parts > 1 else "")
+
+
+def run() -> None:
+    """Finish the cases and store them with their summary."""
+    cases = work()
     write(NAME, {"seed": SEED, "images": IMAGES, "summary": summary(cases), "cases": cases})
+
+
+if __name__ == "__main__":
+    work(*map(int, sys.argv[1:3]))
