@@ -36,7 +36,7 @@ from poisonaudit.lipschitz.network import read_network
 
 NAME = "lipschitz_peers"
 NORMS = ("linf", "l2")
-BOUNDS = ("k_star", "k3", "k4", "k5", "k6", "ellipsoid", "certified")
+BOUNDS = ("k_star", "k3", "k4", "k5", "k6", "ellipsoid", "ellipsoid_tuned", "certified")
 REPEATS = 5
 # Processor seconds of a peer; wall seconds of the solver within.
 LIMIT, SOLVER_SECONDS = 240, 600.0

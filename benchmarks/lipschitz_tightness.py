@@ -48,7 +48,7 @@ def overall(shape: str, seed: int) -> dict[str, Any]:
         for number in range(SEARCHES)
     ]
     lower = max(bounds.lower, *lowers)
-    names = ("k_star", "k3", "k4", "k5", "k6", "ellipsoid", "certified")
+    names = ("k_star", "k3", "k4", "k5", "k6", "ellipsoid", "ellipsoid_tuned", "certified")
     return {
         "shape": shape,
         "seed": seed,

@@ -22,7 +22,7 @@ AUDIT_WORK = 2e10
 _LOOKING = 5.0
 _FEWEST_ROWS = 16
 _BOUNDS = (
-    *("k_star", "k1", "k2", "k3", "k4", "k5", "k6", "ellipsoid", "exact"),
+    *("k_star", "k1", "k2", "k3", "k4", "k5", "k6", "ellipsoid", "ellipsoid_tuned", "exact"),
     *("best", "winner", "certified", "certified_winner", "lower", "norm", "hidden_layers"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -19,6 +20,7 @@ from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.network import Chain, DenseNetwork, chain_of
 from poisonaudit.lipschitz.sign_coupled import entries_of, sign_coupled_bound
 from poisonaudit.lipschitz.stages import staged
+from poisonaudit.lipschitz.tuning import tuned
 from poisonaudit.lipschitz.upper import (
     absolute_product_bound,
     norm_of_sum_bound,
@@ -65,8 +67,8 @@ class _Clock:
         return value
 
 
-def dense_bounds(network: DenseNetwork, norm: str) -> Upper:
-    """Every bound, from matrices."""
+def dense_bounds(network: DenseNetwork, norm: str, tune: bool = True) -> Upper:
+    """Every bound, from matrices; with `tune` the ellipsoid's free numbers are tuned too."""
     timed, chain = _Clock(), chain_of(network, norm)
     scaled: dict[str, float | None] = {
         "k_star": timed("k_star", lambda: product_bound(chain)),
@@ -83,8 +85,14 @@ def dense_bounds(network: DenseNetwork, norm: str) -> Upper:
         # Their last digits are rounded apart.
         scaled["k6"] = min(k5, timed("k6", lambda: sign_coupled_bound(chain, entries)))
     ellipsoid = timed("ellipsoid", lambda: ellipsoid_of(chain, entries.largest))
+    # Nothing is below K itself.
+    better = None
+    if tune and ellipsoid is not None and scaled["exact"] is None:
+        better = timed("ellipsoid_tuned", functools.partial(tuned, chain, ellipsoid))
     scaled["ellipsoid"] = None if ellipsoid is None else ellipsoid.value
-    winner, certified = timed("certified", lambda: certified_bound(chain, entries, scaled["exact"], ellipsoid))
+    scaled["ellipsoid_tuned"] = scaled["ellipsoid"] if better is None else better.value
+    ellipsoids = {"ellipsoid": ellipsoid, "ellipsoid_tuned": better}
+    winner, certified = timed("certified", lambda: certified_bound(chain, entries, scaled["exact"], ellipsoids))
     upper = {name: _unscaled(chain, value) for name, value in scaled.items()}
     layers = sum(not activation.changes_nothing for activation in network.activations)
     return Upper(upper, certified, winner, layers, (), timed.seconds)

@@ -26,7 +26,7 @@ MAX_POOL = ("implicit", "explicit")
 # Multiplications of K_5, a minute or two on two cores; K_1 takes as many again.
 WORK_LIMIT = 3e11
 # In this order ties go to the earlier name.
-UPPER_BOUNDS = ("k5", "k6", "k4", "k3", "k1", "k_star", "k2", "ellipsoid", "exact")
+UPPER_BOUNDS = ("k5", "k6", "k4", "k3", "k1", "k_star", "k2", "ellipsoid", "ellipsoid_tuned", "exact")
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,17 @@ class LipschitzBounds:
             in l_2 where it would fill the memory.
         k5: norm of the sum (K_5), never above K_4.
         k6: K_5 with the signs of every output row coupled (K_6), never above K_5; None in l_2.
-        ellipsoid: the l_2 route; None where its matrices are too large (a few thousand neurons a layer).
+        ellipsoid: the l_2 route in closed form; None where its matrices are too large (a few thousand neurons a layer).
+        ellipsoid_tuned: the same with its multipliers and weights tuned by descent; the closed form itself where
+            `exact` is known, where that takes more than about 2e10 multiplications (some 300 neurons a layer), and with
+            `tune=False`.
         exact: K itself, the largest norm over all choices of slopes, which all bounds above bound; None beyond 16
             neurons. The network may not reach it: its neurons choose their slopes together.
         lower: largest norm of the true Jacobian found at an input.
         best: the smallest of the upper bounds above, in plain float64 ("numerical").
         winner: the name of the bound that gave `best`.
         certified: a bound that holds with all float64 rounding accounted for: the smallest of those of K_3, K_5, K_6,
-            the ellipsoid and, in l_inf and l_1, K, in l_2 K_*.
+            the ellipsoids and, in l_inf and l_1, K, in l_2 K_*.
         certified_winner: the name of the bound that gave `certified`.
         norm: "linf", "l1" or "l2".
         hidden_layers: number of layers of activations.
@@ -69,6 +72,7 @@ class LipschitzBounds:
     k5: float
     k6: float | None
     ellipsoid: float | None
+    ellipsoid_tuned: float | None
     exact: float | None
     lower: float
     best: float
@@ -90,6 +94,7 @@ def lipschitz_bounds(
     input_shape: Sequence[int] | None = None,
     max_pool: str = "implicit",
     work_limit: float = WORK_LIMIT,
+    tune: bool = True,
 ) -> LipschitzBounds:
     """Bound how strongly a network can amplify a change of its input, over all inputs.
 
@@ -107,6 +112,7 @@ def lipschitz_bounds(
         input_shape: of one row, where neither `x` nor a first Linear layer tells it.
         max_pool: "implicit" (a selection of norm 1) or "explicit" (a cascade of ReLU layers).
         work_limit: multiplications, about 4e9 a second on two cores.
+        tune: also tune the ellipsoid bound, which takes up to a few seconds.
 
     Returns:
         All bounds. Upper bounds depend on the weights only; they bound `|f(a) - f(b)| / |a - b|` everywhere.
@@ -131,7 +137,7 @@ def lipschitz_bounds(
     points = None if x is None else points_of(x, graph.nodes[0].size).reshape(-1, *graph.nodes[0].shape)
     with torch.no_grad():
         if network is not None:
-            found = dense_bounds(network, norm)
+            found = dense_bounds(network, norm, tune)
         else:
             found = graph_bounds(graph, norm, work_limit)
     begun = time.perf_counter()
@@ -148,6 +154,7 @@ def lipschitz_bounds(
         k5=present["k5"],
         k6=present.get("k6"),
         ellipsoid=present.get("ellipsoid"),
+        ellipsoid_tuned=present.get("ellipsoid_tuned"),
         exact=present.get("exact"),
         lower=lower,
         best=present[winner],

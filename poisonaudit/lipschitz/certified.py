@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 
 from poisonaudit.lipschitz.ellipsoid import Ellipsoid, proved_bound
 from poisonaudit.lipschitz.network import Chain
@@ -12,7 +13,7 @@ from poisonaudit.lipschitz.sign_coupled import Entries
 
 
 def certified_bound(
-    chain: Chain, entries: Entries, exact: float | None = None, ellipsoid: Ellipsoid | None = None
+    chain: Chain, entries: Entries, exact: float | None, ellipsoids: Mapping[str, Ellipsoid | None]
 ) -> tuple[str, float]:
     """The smallest sound bound, unscaled, and its name.
 
@@ -20,7 +21,7 @@ def certified_bound(
         chain: of the network.
         entries: its entrywise bounds.
         exact: K by enumeration, scaled like the chain, if known.
-        ellipsoid: the plain ellipsoid bound; it is proved only where it can win.
+        ellipsoids: name -> plain ellipsoid bound, proved only where it can win.
 
     Returns:
         Name and value.
@@ -28,8 +29,10 @@ def certified_bound(
     if not chain.connected:
         return "k5", 0.0
     sound = certified_bounds(chain, entries, exact)
-    if ellipsoid is not None and ellipsoid.value < min(sound.values()):
-        sound["ellipsoid"] = proved_bound(chain, ellipsoid)
+    present = {name: found for name, found in ellipsoids.items() if found is not None}
+    for name, found in sorted(present.items(), key=lambda item: item[1].value):
+        if found.value < min(sound.values()):
+            sound[name] = proved_bound(chain, found)
     winner = min(sound, key=lambda name: sound[name])
     value = chain.unscaled(sound[winner])
     # Undoing the scaling is exact, except among subnormal numbers, where it rounds: step up there.

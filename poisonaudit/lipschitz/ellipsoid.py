@@ -97,7 +97,7 @@ def ellipsoid_of(chain: Chain, entrywise: Tensor) -> Ellipsoid | None:
     Returns:
         The bound; None if it would take minutes.
     """
-    work = sum(3.0 * weight.shape[0] ** 3 for weight in chain.weights[:-1])
+    work = recursion_work(chain)
     if work > LARGEST_WORK:
         return None
     last = chain.weights[-1]
@@ -134,6 +134,11 @@ def proved_bound(chain: Chain, found: Ellipsoid) -> float:
     return max(_proved(chain, block) for block in found.blocks)
 
 
+def recursion_work(chain: Chain) -> float:
+    """Multiplications of one way through the hidden layers for one output row, about."""
+    return sum(3.0 * weight.shape[0] ** 3 for weight in chain.weights[:-1])
+
+
 def _floored(weights: Tensor) -> Tensor:
     """Input weights d near 1 with zero entries raised, so that dividing by them is safe; any d > 0 is allowed."""
     peak = weights.amax(1, keepdim=True)
@@ -152,14 +157,14 @@ def _proved(chain: Chain, block: Block) -> float:
     order = block.bounds.argsort(dim=0, stable=True)
     best = torch.full_like(block.bounds[0], math.inf)
     for rank in order:
-        recursion = _dominating(chain, block.weights, _chosen(block.recursions, rank))
+        recursion = _dominating(chain, block.weights, chosen(block.recursions, rank))
         best = torch.minimum(best, _bounds(chain, block.weights, block.last, recursion, sound=True))
         if bool(torch.isfinite(best).all()):
             break
     return float(best.max())
 
 
-def _chosen(recursions: tuple[Recursion, ...], rank: Tensor) -> Recursion:
+def chosen(recursions: tuple[Recursion, ...], rank: Tensor) -> Recursion:
     """Of every row of a block the recursion named by `rank` (b,)."""
     rows = torch.arange(len(rank))
     layers = range(len(recursions[0].spreads))
@@ -210,7 +215,7 @@ def _recursions(chain: Chain, weights: Tensor) -> list[Recursion]:
     )
     both: tuple[Multiplier, ...] = (_largest_eigenvalue, _row_sums)
     # The first layer is the same for all.
-    options = [_through_slopes(start, chain.centres[0], chain.radii[0], (one,)) for one in both]
+    options = [through_slopes(start, chain.centres[0], chain.radii[0], (one,)) for one in both]
     found = []
     for number in range(3):
         multipliers = both if number == 2 else both[number : number + 1]
@@ -219,7 +224,7 @@ def _recursions(chain: Chain, weights: Tensor) -> list[Recursion]:
         gram, reached = _normalised(gram, power)
         for layer in range(1, chain.hidden):
             gram = chain.weights[layer] @ gram @ chain.weights[layer].T
-            gram, spread = _through_slopes(gram, chain.centres[layer], chain.radii[layer], multipliers)
+            gram, spread = through_slopes(gram, chain.centres[layer], chain.radii[layer], multipliers)
             spreads.append(spread)
             powers.append(reached)
             gram, reached = _normalised(gram, reached)
@@ -260,7 +265,7 @@ def _powers_of_two(power: Tensor) -> Tensor:
     return torch.tensor([math.ldexp(1.0, max(-1000, min(1023, int(p)))) for p in power.tolist()], dtype=torch.float64)
 
 
-def _through_slopes(
+def through_slopes(
     gram: Tensor, centre: Tensor, radius: Tensor, multipliers: tuple[Multiplier, ...]
 ) -> tuple[Tensor, Tensor]:
     """P' of the module docstring for M = `gram` (b, n, n), and the T^-1 used; the smaller trace wins."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.certified import certified_bound
-from poisonaudit.lipschitz.ellipsoid import ellipsoid_of
+from poisonaudit.lipschitz.ellipsoid import Ellipsoid, ellipsoid_of
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_rounding import certified_rows
 from poisonaudit.lipschitz.linear_maps import Matrix
@@ -23,6 +23,7 @@ from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
 from poisonaudit.lipschitz.reading import read_graph
 from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.stages import staged
+from poisonaudit.lipschitz.tuning import tuned
 
 # Multiplications of K_5's full form in a ball; beyond, it restarts.
 LOCAL_WORK = 2e10
@@ -36,7 +37,8 @@ class LocalBounds:
 
     Attributes:
         upper: sound, rounding included.
-        winner: the bound that gave it: "k5", or for nets of Linear layers one of "k3", "k5", "k6", "ellipsoid".
+        winner: the bound that gave it: "k5", or for nets of Linear layers one of "k3", "k5", "k6",
+            "ellipsoid", "ellipsoid_tuned".
         lower: largest norm of the true Jacobian found in the ball; None where it was not searched.
         unstable: neurons whose slope is not fixed in the ball.
         neurons: all.
@@ -90,6 +92,7 @@ def local_lipschitz(
     box: Box | None = None,
     seed: int = 0,
     search_work: float = 1e9,
+    tune: bool = False,
 ) -> list[LocalBounds]:
     """Bound the Lipschitz constant inside the l_inf ball around each input.
 
@@ -101,6 +104,7 @@ def local_lipschitz(
         box: least and largest input there is, for all entries or like a row; the balls are cut there.
         seed: of the search for the lower bound.
         search_work: multiplications that search may take, about; 0 leaves it out.
+        tune: also tune the ellipsoid bound, about a second an input.
 
     Returns:
         One result per input.
@@ -123,7 +127,7 @@ def local_lipschitz(
         begun = time.perf_counter()
         with torch.no_grad():
             ranges = activation_ranges(graph, row, radius, limits)
-            winner, upper = _upper(graph, dense, norm, ranges)
+            winner, upper = _upper(graph, dense, norm, ranges, tune)
         seconds = time.perf_counter() - begun
         lower = None
         if search_work > 0:
@@ -189,7 +193,7 @@ def certified_radii(
     return CertifiedRadii(torch.tensor(radii, dtype=torch.float64), correct, largest, time.perf_counter() - begun)
 
 
-def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges) -> tuple[str, float]:
+def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges, tune: bool) -> tuple[str, float]:
     """The smallest sound bound with the slopes of a ball."""
     if dense is None:
         stages = staged(graph, norm, LOCAL_WORK, ranges.derivative)
@@ -205,7 +209,11 @@ def _upper(graph: Graph, dense: DenseNetwork | None, norm: str, ranges: Ranges) 
     ]
     chain = chain_of(*_without_dead(dense, norm, intervals))
     entries = entries_of(chain)
-    return certified_bound(chain, entries, ellipsoid=ellipsoid_of(chain, entries.largest))
+    plain = ellipsoid_of(chain, entries.largest)
+    ellipsoids: dict[str, Ellipsoid | None] = {"ellipsoid": plain}
+    if tune and plain is not None:
+        ellipsoids["ellipsoid_tuned"] = tuned(chain, plain)
+    return certified_bound(chain, entries, None, ellipsoids)
 
 
 def _without_dead(

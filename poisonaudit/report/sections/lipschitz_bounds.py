@@ -24,6 +24,7 @@ BOUNDS = (
     ("k5", "K₅", "norm of the sum instead of the sum of norms"),
     ("k6", "K₆", "K₅ with coupled signs"),
     ("ellipsoid", "ellipsoid", "by way of the Euclidean norm"),
+    ("ellipsoid_tuned", "tuned ellipsoid", "the same with multipliers tuned by descent"),
     ("exact", "K exact", "largest norm over all activation patterns"),
     ("certified", "certified", "smallest with all rounding accounted for"),
 )
