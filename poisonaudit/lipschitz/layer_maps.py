@@ -85,6 +85,12 @@ _REARRANGEMENTS = {
     "flatten", "view", "reshape", "getitem", "permute", "transpose", "squeeze", "unsqueeze", "narrow", "contiguous",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "pad", "flip", "roll", "movedim", "select", "unflatten",
 }  # fmt: skip
+# Functions of a tensor and weights, the layer they are, and its options in their order.
+_WEIGHTED: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "linear": (nn.Linear, ()),
+    "conv1d": (nn.Conv1d, ("stride", "padding", "dilation", "groups")),
+    "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
+}
 _SILENT_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "alpha_dropout"}
 
 
@@ -204,6 +210,8 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
         layer = kind(**given).eval()
         found: Any = elementwise(layer, shape) or window_of(layer, shape)
         return found if found is not None else affine_of(layer, shape)
+    if name in _WEIGHTED:
+        return affine_of(_weighted(name, arguments, options), shape)
     if name in _SILENT_FUNCTIONS:
         training = options.get("training", arguments[1] if len(arguments) > 1 else True)
         if training:
@@ -222,9 +230,23 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
         return Affine(_mean(shape, arguments, options))
     if name == "neg":
         return Affine(Scale(torch.tensor(-1.0, dtype=torch.float64), shape, -1))
-    if name in ("mul", "imul", "truediv", "div", "itruediv") and len(arguments) == 1 and not options:
+    if name in ("mul", "truediv", "div") and len(arguments) == 1 and not options:
         return Affine(_scaled(name, shape, arguments[0]))
     raise Unknown("has no proved bound")
+
+
+def _weighted(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The layer that a function of a tensor, weights and options is."""
+    kind, names = _WEIGHTED[name]
+    given = dict(zip(("weight", "bias", *names), arguments, strict=False)) | options
+    weight, bias = given.pop("weight", None), given.pop("bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
+        raise Unknown("has weights that depend on the input")
+    columns = weight.shape[1] * given.get("groups", 1)
+    layer: Any = kind(columns, weight.shape[0], *([tuple(weight.shape[2:])] if names else []), bias=False, **given)
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()
 
 
 def rearrangement(function: Callable[[Tensor], Tensor], shape: Shape) -> LinearMap:
@@ -340,6 +362,8 @@ def _scaled(name: str, shape: Shape, factor: Any) -> LinearMap:
     if torch.broadcast_shapes(number.shape, shape) != shape:
         raise Unknown("makes a tensor larger")
     divides = "div" in name
+    if divides and not bool((number != 0).all()):
+        raise Unknown("divides by 0")
     return Scale(1.0 / number if divides else number, shape, 1 if divides else 0)
 
 

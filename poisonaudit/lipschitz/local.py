@@ -6,12 +6,14 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.certified import certified_bound
+from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.ellipsoid import Ellipsoid, ellipsoid_of
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.graph_rounding import certified_rows
@@ -25,6 +27,8 @@ from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.stages import staged
 from poisonaudit.lipschitz.tuning import tuned
 
+# Sums over balls far larger than this overflow.
+LARGEST_RADIUS = 1e100
 # Multiplications of K_5's full form in a ball; beyond, it restarts.
 LOCAL_WORK = 2e10
 
@@ -84,7 +88,7 @@ class CertifiedRadii:
 
 
 def local_lipschitz(
-    model: nn.Module,
+    model: nn.Module | Sequence[Any],
     x: Tensor,
     radius: float,
     norm: str = "linf",
@@ -97,7 +101,7 @@ def local_lipschitz(
     """Bound the Lipschitz constant inside the l_inf ball around each input.
 
     Args:
-        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode.
+        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode, or a list of matrices.
         x: (n, ...) inputs.
         radius: of the balls, in input units.
         norm: "linf" or "l1", of changes of inputs and outputs; the ball is l_inf in any case.
@@ -110,7 +114,7 @@ def local_lipschitz(
         One result per input.
 
     Raises:
-        UsageError: PA301, unknown norm; PA304, a radius below 0.
+        UsageError: PA301, unknown norm; PA304, a radius below 0 or above `LARGEST_RADIUS`, an empty box.
         InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs that do not fit it or the box.
     """
     if norm not in ("linf", "l1"):
@@ -138,7 +142,7 @@ def local_lipschitz(
 
 
 def certified_radii(
-    model: nn.Module,
+    model: nn.Module | Sequence[Any],
     x: Tensor,
     labels: Tensor,
     *,
@@ -153,7 +157,7 @@ def certified_radii(
     proof succeeded, with all rounding.
 
     Args:
-        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode.
+        model: any feed-forward network that `lipschitz_bounds` reads, in eval mode, or a list of matrices.
         x: (n, ...) inputs.
         labels: (n,) classes.
         largest: radii are searched up to here.
@@ -164,7 +168,8 @@ def certified_radii(
         The radii.
 
     Raises:
-        UsageError: PA304, a radius or number of steps that is not positive.
+        UsageError: PA304, a radius or number of steps that is not positive, a radius above `LARGEST_RADIUS`, an empty
+            box.
         InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs or labels that do not fit it
             or the box.
     """
@@ -172,15 +177,20 @@ def certified_radii(
         raise UsageError("PA304", f"largest is {largest}, steps {steps}. Both have to be positive. Raise them.")
     graph, rows = _prepared(model, x, largest)
     outputs = graph.nodes[-1].size
+    if outputs < 2:
+        raise InputRefused("PA230", "the network has one output. Margins are between two. Pass a classifier.")
     labels = torch.as_tensor(labels).detach().cpu()
-    if (
-        labels.shape != (len(rows),)
-        or labels.is_floating_point()
-        or not bool(((0 <= labels) & (labels < outputs)).all())
-    ):
+    if labels.shape != (len(rows),) or labels.is_floating_point():
         raise InputRefused(
             "PA230",
-            f"labels have shape {tuple(labels.shape)}. {len(rows)} classes of {outputs} were expected. Pass those.",
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}. One class for each of {len(rows)} inputs was "
+            "expected. Pass whole numbers.",
+        )
+    if not bool(((0 <= labels) & (labels < outputs)).all()):
+        raise InputRefused(
+            "PA230",
+            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {outputs} outputs. Pass 0 to "
+            f"{outputs - 1}.",
         )
     limits = _boxed(box, rows)
     begun = time.perf_counter()
@@ -269,14 +279,26 @@ def _stays(ranges: Ranges, label: int) -> bool:
     return bool((torch.stack(margins).amax(0) > 0).all())
 
 
-def _prepared(model: nn.Module, x: Tensor, radius: float) -> tuple[Graph, Tensor]:
+def _prepared(model: nn.Module | Sequence[Any], x: Tensor, radius: float) -> tuple[Graph, Tensor]:
     """The graph and the rows in float64."""
-    if not radius >= 0:
-        raise UsageError("PA304", f"radius is {radius}. It is a distance. Pass 0 or more.")
+    if not 0 <= radius <= LARGEST_RADIUS:
+        raise UsageError(
+            "PA304",
+            f"radius is {radius}. It is a distance, at most {LARGEST_RADIUS:g}. Pass one, or use "
+            "lipschitz_bounds, which holds everywhere.",
+        )
     rows = torch.as_tensor(x).detach().to("cpu", torch.float64)
     if rows.dim() < 2 or not bool(torch.isfinite(rows).all()):
         raise InputRefused("PA230", f"x has shape {tuple(rows.shape)} or holds NaN. Rows of inputs were expected.")
-    return read_graph(model, tuple(rows.shape[1:])), rows
+    if isinstance(model, nn.Module):
+        return read_graph(model, tuple(rows.shape[1:])), rows
+    graph = graph_of(read_network(model))
+    if rows.shape[1:] != graph.nodes[0].shape:
+        raise InputRefused(
+            "PA230",
+            f"x has shape {tuple(rows.shape)}; rows of {tuple(graph.nodes[0].shape)} were expected. Pass those.",
+        )
+    return graph, rows
 
 
 def _boxed(box: Box | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -284,6 +306,8 @@ def _boxed(box: Box | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
     if box is None:
         return None
     low, high = (torch.as_tensor(end).detach().to("cpu", torch.float64).expand(rows.shape[1:]) for end in box)
+    if bool((low > high).any()):
+        raise UsageError("PA304", "the box is empty: a least input is above the largest. Pass (least, largest).")
     if not bool(((low <= rows) & (rows <= high)).all()):
         raise InputRefused("PA230", "some inputs lie outside the box. A ball in it means nothing there. Widen the box.")
     return low, high

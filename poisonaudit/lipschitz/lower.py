@@ -95,7 +95,8 @@ def _ascend(graph: Graph, norm: str, starts: Tensor, steps: int, ball: tuple[Ten
             with torch.enable_grad():
                 slopes, chosen = smoothed_slopes(graph, points, 0.3 * 0.1**share)
                 total = induced_norms(jacobian_rows(graph, slopes, chosen, len(points)), norm).sum()
-                (gradient,) = torch.autograd.grad(total, points, allow_unused=True)
+                # Without activations, or where no output follows the input, there is nothing to climb.
+                (gradient,) = torch.autograd.grad(total, points, allow_unused=True) if total.requires_grad else (None,)
             if gradient is None:
                 return best
             move = 0.3 * 0.02**share * size * gradient.nan_to_num(0.0, 0.0, 0.0).sign()

@@ -16,10 +16,10 @@ from poisonaudit.lipschitz.graph import Edge, Graph, Node, Window
 from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, elementwise, function_of, window_of
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
 from poisonaudit.lipschitz.rearrangement import Rearrangement
+from poisonaudit.lipschitz.refusals import REFUSED, refuse_another_function, refuse_hooks, refuse_weights, refused
 from poisonaudit.lipschitz.unit import gamma
-from poisonaudit.tracing import LayerTracer, needed_operations
+from poisonaudit.tracing import LayerTracer, needed_operations, operation_name, overwritten
 
-REFUSED = "PA130"
 # Activations whose values are never negative.
 _NOT_NEGATIVE = ("ReLU", "ReLU6", "Sigmoid", "Softplus", "Hardsigmoid")
 
@@ -49,8 +49,8 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
     Raises:
         InputRefused: PA130, a part of the network that the bounds are not proved for, by name.
     """
-    _refuse_weights(model)
-    _refuse_hooks(model)
+    refuse_weights(model)
+    refuse_hooks(model)
     wrapped = nn.Sequential(model) if LayerTracer().is_leaf_module(model, "") else model
     try:
         traced = LayerTracer().trace(wrapped)
@@ -61,8 +61,12 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
             f"the network cannot be traced ({reason}). Bounds need every operation, whatever the data. "
             "Take control flow that depends on values out of forward.",
         ) from trouble
+    if (fact := overwritten(traced, wrapped)) is not None:
+        raise refused(fact)
     with torch.no_grad():
-        return _Reader(wrapped, shape, explicit_pooling).run(traced)
+        graph = _Reader(wrapped, shape, explicit_pooling).run(traced)
+        refuse_another_function(model, graph)
+    return graph
 
 
 class _Reader:
@@ -80,14 +84,14 @@ class _Reader:
         for node in traced.nodes:
             if node.op == "placeholder":
                 if self.nodes:
-                    raise _refused("it takes more than one input")
+                    raise refused("it takes more than one input")
                 self.values[node] = self._start()
             elif node not in alive:
                 continue
             elif node.op == "output":
                 value = self.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
                 if not isinstance(value, _Value):
-                    raise _refused("its output is not one tensor that depends on the input")
+                    raise refused("its output is not one tensor that depends on the input")
                 return self._finish(value)
             elif node.op == "get_attr":
                 self.values[node] = _attribute(self.model, str(node.target))
@@ -95,7 +99,7 @@ class _Reader:
                 self.values[node] = self._layer(node)
             else:
                 self.values[node] = self._function(node)
-        raise _refused("it has no output")
+        raise refused("it has no output")
 
     def _start(self) -> _Value:
         nothing = torch.zeros(self.shape, dtype=torch.float64)
@@ -112,7 +116,7 @@ class _Reader:
         """A new node that adds the values up."""
         shapes = {value.map.shape_out for value in values}
         if len(shapes) != 1:
-            raise _refused(f"{name} adds tensors of shapes {sorted(shapes)}")
+            raise refused(f"{name} adds tensors of shapes {sorted(shapes)}")
         shape = shapes.pop()
         bias = torch.stack([value.bias for value in values]).sum(0)
         terms = torch.stack([value.bias_terms for value in values]).sum(0)
@@ -129,10 +133,10 @@ class _Reader:
         name = str(node.target)
         layer = self.model.get_submodule(name)
         if len(node.all_input_nodes) != 1 or len(node.args) != 1 or node.kwargs:
-            raise _refused(f"layer {name} ({type(layer).__name__}) takes more than one tensor")
+            raise refused(f"layer {name} ({type(layer).__name__}) takes more than one tensor")
         value = self.values[node.all_input_nodes[0]]
         if not isinstance(value, _Value):
-            raise _refused(f"layer {name} ({type(layer).__name__}) does not see the input")
+            raise refused(f"layer {name} ({type(layer).__name__}) does not see the input")
         shape = value.map.shape_out
         try:
             activation = elementwise(layer, shape)
@@ -143,12 +147,11 @@ class _Reader:
                 return self._node(name, [value], activation, window)
             return _applied(value, affine_of(layer, shape))
         except Unknown as trouble:
-            raise _refused(f"layer {name} ({type(layer).__name__}) {trouble}") from trouble
+            raise refused(f"layer {name} ({type(layer).__name__}) {trouble}") from trouble
 
     def _function(self, node: fx.Node) -> Any:
         """A function or method: of tensors that depend on the input, or of plain numbers."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        name = str(name).strip("_")
+        name = operation_name(node)
         arguments: tuple[Any, ...] = fx.node.map_arg(node.args, lambda each: self.values[each])
         options = dict(fx.node.map_arg(node.kwargs, lambda each: self.values[each]))
         parts = [value for value in _flat(arguments) + _flat(options) if isinstance(value, _Value)]
@@ -156,18 +159,18 @@ class _Reader:
             return _plain(node, name, arguments, options)
         if name in ("size", "dim", "getattr", "shape", "ndimension"):
             return _size(name, arguments)
-        if name in ("add", "iadd", "sub", "isub") and not options and len(arguments) == 2:
+        if name in ("add", "sub") and not options and len(arguments) == 2:
             return self._sum(name, arguments)
         if name in ("cat", "concat", "concatenate"):
             return self._cat(name, arguments, options)
-        if name in ("mul", "imul") and len(arguments) == 2 and not isinstance(arguments[0], _Value):
+        if name == "mul" and len(arguments) == 2 and not isinstance(arguments[0], _Value):
             arguments = arguments[::-1]
         if len(parts) != 1 or not isinstance(arguments[0], _Value):
-            raise _refused(f"the operation {name} of several tensors")
+            raise refused(f"the operation {name} of several tensors")
         try:
             found = function_of(name, parts[0].map.shape_out, arguments[1:], options)
         except (Unknown, TypeError, ValueError) as trouble:
-            raise _refused(f"the operation {name} {trouble}") from trouble
+            raise refused(f"the operation {name} {trouble}") from trouble
         if isinstance(found, Window):
             return self._cascade(name, parts[0], found) if self.explicit else self._node(name, parts, window=found)
         if isinstance(found, Activation):
@@ -186,7 +189,7 @@ class _Reader:
         try:
             levels = list(pooling_levels(window, value.map.shape_out, positive))
         except Unknown as trouble:
-            raise _refused(f"max pooling {name} {trouble}") from trouble
+            raise refused(f"max pooling {name} {trouble}") from trouble
         for level in levels:
             value = _applied(value, Affine(level.before))
             if level.activation is not None:
@@ -195,7 +198,7 @@ class _Reader:
 
     def _sum(self, name: str, arguments: tuple[Any, ...]) -> _Value:
         """Two tensors, or a tensor and a constant."""
-        sign = -1.0 if "sub" in name else 1.0
+        sign = -1.0 if name == "sub" else 1.0
         first, second = arguments
         if isinstance(first, _Value) and isinstance(second, _Value):
             return self._node(name, [first, second if sign > 0 else _negative(second)])
@@ -208,11 +211,11 @@ class _Reader:
         values = list(arguments[0])
         axis = options.get("dim", options.get("axis", arguments[1] if len(arguments) > 1 else 0))
         if not all(isinstance(value, _Value) for value in values):
-            raise _refused(f"the operation {name} with a constant")
+            raise refused(f"the operation {name} with a constant")
         dims = len(values[0].map.shape_out)
         axis = axis - 1 if axis > 0 else axis + dims if -dims <= axis < 0 else -1
         if axis < 0:
-            raise _refused(f"the operation {name} along the axis of rows")
+            raise refused(f"the operation {name} along the axis of rows")
         sizes = [value.map.shape_out[axis] for value in values]
         placed = []
         for number, value in enumerate(values):
@@ -249,7 +252,7 @@ def _applied(value: _Value, affine: Affine) -> _Value:
 def _shifted(value: _Value, shift: Tensor | float) -> _Value:
     bias = value.bias + shift
     if bias.shape != value.bias.shape:
-        raise _refused("an addition that makes a tensor larger")
+        raise refused("an addition that makes a tensor larger")
     terms = value.bias_terms + torch.as_tensor(shift).abs()
     error = value.bias_error + (gamma(2) * terms if bool(value.bias.any()) else 0.0)
     return _Value(value.node, value.map, bias, terms, error)
@@ -267,7 +270,7 @@ def _constant(name: str, value: Any) -> Tensor | float:
             value = value[0]
         return value.detach().to("cpu", torch.float64)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refused(f"the operation {name} with {type(value).__name__}")
+        raise refused(f"the operation {name} with {type(value).__name__}")
     return float(value)
 
 
@@ -277,7 +280,7 @@ def _attribute(model: nn.Module, target: str) -> Tensor:
     for part in target.split("."):
         found = getattr(found, part)
     if not isinstance(found, Tensor):
-        raise _refused(f"it uses {target}, a {type(found).__name__}")
+        raise refused(f"it uses {target}, a {type(found).__name__}")
     return found.detach()
 
 
@@ -286,7 +289,7 @@ def _plain(node: fx.Node, name: str, arguments: Any, options: Any) -> Any:
     if node.op == "call_method":
         return getattr(arguments[0], str(node.target))(*arguments[1:], **options)
     if not callable(node.target):
-        raise _refused(f"the operation {name}")
+        raise refused(f"the operation {name}")
     return node.target(*arguments, **options)
 
 
@@ -300,7 +303,7 @@ def _size(name: str, arguments: tuple[Any, ...]) -> Any:
             return torch.Size(shape)
         if arguments[1] == "ndim":
             return len(shape)
-        raise _refused(f"it asks for the attribute {arguments[1]} of a tensor")
+        raise refused(f"it asks for the attribute {arguments[1]} of a tensor")
     return torch.Size(shape) if len(arguments) == 1 else shape[arguments[1]]
 
 
@@ -315,7 +318,7 @@ def _pruned(nodes: list[Node], edges: list[Edge]) -> Graph:
             backward.add(edge.source)
     alive = sorted(forward & backward)
     if not alive or alive[0] != 0:
-        raise _refused("its output does not depend on its input")
+        raise refused("its output does not depend on its input")
     place = {old: new for new, old in enumerate(alive)}
     kept = tuple(
         Edge(place[edge.source], place[edge.target], edge.map)
@@ -331,30 +334,6 @@ def _flat(values: Any) -> list[Any]:
     if isinstance(values, list | tuple):
         return [part for value in values for part in _flat(value)]
     return [values]
-
-
-def _refuse_hooks(model: nn.Module) -> None:
-    for name, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise _refused(f"layer {name or type(part).__name__} has hooks, which can change what it computes")
-
-
-def _refuse_weights(model: nn.Module) -> None:
-    """Weights without values, or with values a bound would mean nothing for."""
-    for name, value in (*model.named_parameters(), *model.named_buffers()):
-        if torch.nn.parameter.is_lazy(value) or value.is_meta:
-            raise _refused(f"{name} has no values yet; load or initialise it first")
-        if value.is_complex():
-            raise _refused(f"{name} is {value.dtype}; real numbers were expected")
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise _refused(f"{name} holds NaN or infinity")
-
-
-def _refused(fact: str) -> InputRefused:
-    """The one line."""
-    return InputRefused(
-        REFUSED, f"{fact}. The bounds are proved for the layers listed in docs/lipschitz.md. Replace that part."
-    )
 
 
 def row_shape(model: nn.Module) -> Shape | None:

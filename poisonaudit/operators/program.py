@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from poisonaudit.operators.pieces import ConvPiece, LinearPiece, Parameter, Piece, ScalePiece
 from poisonaudit.operators.weightless import ElementwisePiece, LinearMapPiece, MaxPoolPiece, ReshapePiece
-from poisonaudit.tracing import LayerTracer, needed_operations
+from poisonaudit.tracing import LayerTracer, needed_operations, operation_name, overwritten
 
 _PIECEWISE_LINEAR = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh)
 _SMOOTH = (nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.ELU, nn.Mish, nn.Softsign)
@@ -24,7 +24,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 # Functions and tensor methods by name; those of torch and of torch.nn.functional share names.
 _SMOOTH_NAMES = {"tanh", "gelu", "silu", "sigmoid", "softplus", "elu", "mish", "softsign"}
-_PIECEWISE_NAMES = {"relu", "relu_", "relu6", "leaky_relu", "hardtanh"}
+_PIECEWISE_NAMES = {"relu", "relu6", "leaky_relu", "hardtanh"}
 _MAP_NAMES = {"avg_pool2d", "adaptive_avg_pool2d", "pad", "mean"}
 _RESHAPE_NAMES = {"flatten", "view", "reshape"}
 _SILENT_NAMES = {"contiguous", "dropout", "dropout2d"}
@@ -77,6 +77,8 @@ def build_program(module: nn.Module, parameters: Mapping[int, Parameter], x: Ten
         graph = LayerTracer().trace(module)
     except Exception as trouble:  # tracing runs the user's forward on proxies; anything can go wrong in it
         raise Unknown(f"it cannot be traced ({' '.join(str(trouble).split())[:120]})") from trouble
+    if (reason := overwritten(graph, module)) is not None:
+        raise Unknown(reason)
     return _Runner(module, parameters, x).run(graph)
 
 
@@ -122,11 +124,10 @@ class _Runner:
             layer = self.module.get_submodule(str(node.target))
             self._append(node, self._layer(str(node.target), layer), sources[0])
             return
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        name = str(name)
+        name = operation_name(node)
         if name in ("size", "dim", "getattr") or (name == "getitem" and node.args[0] not in self.places):
             self._plain(node)
-        elif name in ("add", "iadd", "add_") and len(sources) == len(node.args) == 2 and not node.kwargs:
+        elif name == "add" and len(sources) == len(node.args) == 2 and not node.kwargs:
             self._add(node, sources)
         elif len(sources) == 1 and node.args and node.args[0] in self.places:
             piece = self._function(name, node)
@@ -218,7 +219,7 @@ class _Runner:
             return ReshapePiece(shape)
         options.pop("inplace", None)
         if name in _PIECEWISE_NAMES | _SMOOTH_NAMES:
-            function = getattr(functional, name.rstrip("_"), None) or getattr(torch, name.rstrip("_"))
+            function = getattr(functional, name, None) or getattr(torch, name)
             return ElementwisePiece(lambda a: function(a, *arguments, **options), name in _PIECEWISE_NAMES)
         if name in _MAP_NAMES:
             if name == "mean":
