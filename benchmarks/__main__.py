@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from benchmarks import (
     attack_art_setting,
     attack_convex,
+    attack_cost,
     attack_flag,
     attack_flips,
     attack_victims,
@@ -34,10 +36,12 @@ _MODULES = (
     attack_victims,
     attack_flips,
     attack_convex,
+    attack_cost,
     attack_flag,
     attack_art_setting,
 )
 ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
+ALL["attack_flips_runner_up"] = functools.partial(attack_flips.run, "runner_up")
 
 
 def main(names: list[str]) -> int:

@@ -1,9 +1,9 @@
 """Flip test digits of a tanh network, ours beside gradient matching and controls: 64 images, none dropped.
 
-The images, their wanted classes and the seeds of retraining are drawn by `SEED` before anything is crafted; beside the
-drawn class, which is any wrong one, each image is also turned to the clean model's runner-up, which lies nearer. An
-image counts where most of its fresh seeds give the wanted class. Finished cases are kept in results/local, so that a
-killed run goes on; several processes may share the work: `python -m benchmarks.attack_flips PART PARTS`.
+The images, their wanted classes and the seeds of retraining are drawn by `SEED` before anything is crafted. The drawn
+class is any wrong one; `attack_flips_runner_up` turns each image to the clean model's runner-up instead, which lies
+nearer. An image counts where most of its fresh seeds give the wanted class. Finished cases are kept in results/local,
+so that a killed run goes on; processes may share the work: `python -m benchmarks.attack_flips VARIANT PART PARTS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from poisonaudit.attack.baselines import run_baseline
 from poisonaudit.models import build_model
 from poisonaudit.verify import paired_difference, success_over_images
 
-NAME = "attack_flips"
 SEED = 20261121
 IMAGES, SEEDS = 64, 3
 RADII = (16, 32)
@@ -33,6 +32,7 @@ SHARE = 0.05
 METHODS = ("solution_set", "gradient_matching", "art_gradient_matching", "random_signs")
 # The wanted classes, and the methods that are tried on them.
 VARIANTS = {"drawn": METHODS, "runner_up": METHODS[:1]}
+NAMES = {"drawn": "attack_flips", "runner_up": "attack_flips_runner_up"}
 
 
 def poisons(setting: DrawnFlips, index: int, radius: int, variant: str) -> dict[str, Poison]:
@@ -67,13 +67,12 @@ def case(setting: DrawnFlips, index: int, radius: int, variant: str) -> dict[str
     return {"radius": radius, **setting.facts(index, variant), "methods": found}
 
 
-def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(cases: list[dict[str, Any]], variant: str) -> dict[str, Any]:
     """Images flipped by each method with exact intervals, and ours against each in pairs."""
     told: dict[str, Any] = {}
-    for (variant, methods), radius in itertools.product(VARIANTS.items(), RADII):
-        own = [each for each in cases if (each["radius"], each["variant"]) == (radius, variant)]
-        for way in ("tight", "loose"):
-            told[f"{variant}, eps {radius}/255, {way}"] = rates(own, methods, way)
+    for radius, way in itertools.product(RADII, ("tight", "loose")):
+        own = [each for each in cases if each["radius"] == radius]
+        told[f"eps {radius}/255, {way}"] = rates(own, VARIANTS[variant], way)
     return told
 
 
@@ -91,29 +90,28 @@ def rates(cases: list[dict[str, Any]], methods: tuple[str, ...], way: str) -> di
     }
 
 
-def work(part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
+def work(variant: str, part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
     """The cases of one part."""
     model = build_model("mlp:64-32-10?activation=tanh", input_shape=(64,), outputs=10)
     setting = functools.cache(lambda: DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS}))
     plan = {
         f"image {index}, eps {radius}, {variant}": functools.partial(_case, setting, index, radius, variant)
-        for variant in VARIANTS
         for index in range(part, IMAGES, parts)
         for radius in RADII
     }
-    settings = {"seed": SEED, "share": SHARE, "methods": {name: list(methods) for name, methods in VARIANTS.items()}}
-    return measured(NAME, plan, settings, f"{part}of{parts}" if parts > 1 else "")
+    settings = {"seed": SEED, "share": SHARE, "methods": list(VARIANTS[variant])}
+    return measured(NAMES[variant], plan, settings, f"{part}of{parts}" if parts > 1 else "")
 
 
 def _case(setting: Callable[[], DrawnFlips], index: int, radius: int, variant: str) -> dict[str, Any]:
     return case(setting(), index, radius, variant)
 
 
-def run() -> None:
+def run(variant: str = "drawn") -> None:
     """Finish the cases and store them with their summary."""
-    cases = work()
-    write(NAME, {"seed": SEED, "images": IMAGES, "summary": summary(cases), "cases": cases})
+    cases = work(variant)
+    write(NAMES[variant], {"seed": SEED, "images": IMAGES, "summary": summary(cases, variant), "cases": cases})
 
 
 if __name__ == "__main__":
-    work(*map(int, sys.argv[1:3]))
+    work(sys.argv[1], *map(int, sys.argv[2:4]))
