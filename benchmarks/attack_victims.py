@@ -29,9 +29,15 @@ from poisonaudit.verify import paired_test
 NAME = "attack_victims"
 SEED = 20261122
 IMAGES, ROWS, DECAY = 16, 400, 1e-3
+# Crafting on kinks takes minutes: the first of the drawn images, and one solution.
+FEWER = 8
 BUDGET = Budget(radius=32 / 255, share=0.05, box=(0.0, 1.0))
 SEEDS = {"tight": 2, "loose": 5}
-METHODS = ("solution_set", "three_solutions", "gradient_matching")
+METHODS = {
+    "tanh": ("solution_set", "three_solutions", "gradient_matching"),
+    "relu": ("solution_set", "gradient_matching"),
+    "cnn": ("solution_set", "gradient_matching"),
+}
 
 
 def tanh() -> nn.Module:
@@ -62,9 +68,10 @@ def case(victim: str, index: int) -> dict[str, Any]:
     ours = craft(problem, goal, BUDGET, seed=index, tolerance=tolerance)
     found = {
         "solution_set": ours,
-        "three_solutions": craft(problem, goal, BUDGET, seed=index, solutions=3, tolerance=tolerance),
         "gradient_matching": run_baseline("gradient_matching", problem, goal, BUDGET, ours.rows, seed=index),
     }
+    if "three_solutions" in METHODS[victim]:
+        found["three_solutions"] = craft(problem, goal, BUDGET, seed=index, solutions=3, tolerance=tolerance)
     methods = {
         name: {
             **setting.margins(index, "drawn", poison.poisoned(problem)),
@@ -88,11 +95,11 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
                     statistics.fmean(a - b for a, b in zip(each["methods"][name][way], each["clean"][way], strict=True))
                     for each in own
                 ]
-                for name in METHODS
+                for name in METHODS[victim]
             }
             flips = {
                 name: sum(sum(m > 0 for m in each["methods"][name][way]) > SEEDS[way] / 2 for each in own)
-                for name in METHODS
+                for name in METHODS[victim]
             }
             spread = statistics.fmean(statistics.stdev(each["clean"][way]) for each in own)
             told[f"{victim}, {way}"] = {
@@ -100,9 +107,12 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
                 "mean_margin_change": {name: statistics.fmean(values) for name, values in change.items()},
                 "flipped": flips,
                 "clean_margin_deviation_between_seeds": spread,
-                "three_solutions_minus_one": _paired(change["three_solutions"], change["solution_set"]),
                 "ours_minus_gradient_matching": _paired(change["solution_set"], change["gradient_matching"]),
             }
+            if "three_solutions" in change:
+                told[f"{victim}, {way}"]["three_solutions_minus_one"] = _paired(
+                    change["three_solutions"], change["solution_set"]
+                )
     return told
 
 
@@ -123,9 +133,9 @@ def work(part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
     plan = {
         f"{victim}, image {index}": functools.partial(case, victim, index)
         for victim in VICTIMS
-        for index in range(part, IMAGES, parts)
+        for index in range(part, IMAGES if victim == "tanh" else FEWER, parts)
     }
-    settings = {"seed": SEED, "images": IMAGES, "rows": ROWS, "decay": DECAY, "seeds": SEEDS, "methods": METHODS}
+    settings = {"seed": SEED, "images": IMAGES, "rows": ROWS, "decay": DECAY, "seeds": SEEDS}
     return measured(NAME, plan, json.loads(json.dumps(settings)), f"{part}of{parts}" if parts > 1 else "")
 
 
