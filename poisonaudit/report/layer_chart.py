@@ -46,6 +46,7 @@ def layer_chart(labels: Sequence[str], parts: Sequence[Any], *, key: str, name: 
                               fontsize=7.5, clip_on=True)  # fmt: skip
                 start += share
         name_rows(axes, [drawable(label) for label in shares])
+        axes.grid(False)
         axes.set_xlabel("% of the measure, layer by layer")
         place(figure, axes, False)
         axes.set_xlim(0, 100)
