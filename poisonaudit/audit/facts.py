@@ -34,7 +34,7 @@ FACTS: dict[str, Fact] = {
     "solution.theorem3": Fact(f"{_WEIGHTS} (proxy, not a bound)", "statistic", "lower_is_safer"),
     "tangent.sensitivity": Fact(_TANGENT, "exact", "lower_is_safer"),
     "tangent.sensitivity_normalised": Fact(
-        f"{_TANGENT} with squared weights; invariant under rescaling neurons", "exact", "lower_is_safer"
+        f"{_TANGENT} with squared weights; kept when neurons of ReLU-like nets are rescaled", "exact", "lower_is_safer"
     ),
     "lipschitz.upper.linf": Fact(f"{_LOGITS} (l_inf)", "upper", "lower_is_safer"),
     "lipschitz.upper.l1": Fact(f"{_LOGITS} (l_1)", "upper", "lower_is_safer"),

@@ -79,12 +79,15 @@ GUIDES: dict[str, Guide] = {
     ),
     "tangent.sensitivity": Guide(
         "Mean tangent sensitivity over test rows",
-        "How strongly the slope of the outputs in the weights depends on the input, squared and averaged.",
-        "It changes when layers are rescaled without changing the function, so compare like-built models only.",
+        "How strongly the slope of the outputs in the weights depends on the input, squared and averaged. Where it is "
+        "an estimate, the details give its standard error.",
+        "It changes when layers are rescaled without changing the function, so compare like-built models only. The "
+        "standard error says how far other test rows could move it.",
     ),
     "tangent.sensitivity_normalised": Guide(
         "Tangent sensitivity, rescaling removed",
-        "The same quantity in a form that does not change when layers are rescaled without changing the function.",
+        "The same quantity, each weight's part multiplied by its square. With ReLU-like activations it does not change "
+        "when neurons are rescaled without changing the function.",
         "It is not a predictor of test loss, nor a measure of poisoning by itself.",
     ),
     "tangent.bound_path": Guide("Path bound of the tangent sensitivity", *_TANGENT_BOUND),

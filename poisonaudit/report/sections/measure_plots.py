@@ -6,6 +6,7 @@ from typing import Any
 
 from poisonaudit.report.charts import measure_chart
 from poisonaudit.report.formats import flat, state, usable
+from poisonaudit.report.layer_chart import layer_chart
 from poisonaudit.report.measures_guide import by_family, family_title, guide
 from poisonaudit.report.page import Page
 from poisonaudit.report.sections.comparison_table import DIRECTIONS, KINDS
@@ -45,10 +46,12 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
     words = guide(name)
     rows = [row(label, measure) for label, measure in zip(page.labels, measures, strict=True)]
     some = any(measure is not None and state(measure) == "measured" for measure in measures)
-    chart = None
+    chart = layers = None
     if some:
         labels, drawn = page.labels[:MOST_MODELS], measures[:MOST_MODELS]
         chart = measure_chart(labels, drawn, key=f"m{position}", name=words.name)
+        parts = [None if measure is None else measure.details.get("by_layer") for measure in drawn]
+        layers = layer_chart(labels, parts, key=f"m{position}layers", name=words.name)
     return {
         "id": name,
         "words": words,
@@ -57,6 +60,7 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
         "direction": DIRECTIONS.get(first.direction, first.direction),
         "rows": rows,
         "chart": chart,
+        "layers": layers,
         "why_not": "" if some else why_not(rows),
     }
 
