@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from poisonaudit.errors import InputRefused
 from poisonaudit.layers import dense_layers
+
+# Linear on each of finitely many intervals, so that no second derivative of theirs enters.
+PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
+# Of these, f(s x) = s f(x) for s > 0: rescaling a neuron can be undone behind it.
+HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,51 @@ class DenseChain:
 
     @property
     def rectified(self) -> bool:
-        """Whether every activation is a ReLU, so that no second derivative of an activation enters."""
+        """Whether every activation is a ReLU."""
         return all(type(layer) is nn.ReLU for layers in self.activations for layer in layers)
+
+    @property
+    def piecewise_linear(self) -> bool:
+        """Whether no second derivative of an activation enters."""
+        return all(type(layer) in PIECEWISE_LINEAR for layers in self.activations for layer in layers)
+
+    @property
+    def homogeneous(self) -> bool:
+        """Whether every neuron can be rescaled by s > 0 without changing the function."""
+        return all(type(layer) in HOMOGENEOUS for layers in self.activations for layer in layers)
+
+    def trained_slopes(self, layer: int) -> Tensor | None:
+        """The slopes below 0 of a PReLU, (1,) or (n_i,), which are parameters too; None for other activations."""
+        activation = self.activations[layer]
+        return activation[0].weight.detach() if activation and type(activation[0]) is nn.PReLU else None
+
+    def preactivations(self, rows: Tensor) -> list[Tensor]:
+        """`h_1 .. h_k` of rows (batch, d), each (batch, n_i)."""
+        found, values = [], rows
+        with torch.no_grad():
+            for weight, bias, activation in zip(self.weights, self.biases, self.activations, strict=True):
+                found.append(nn.functional.linear(values, weight, bias))
+                values = activated(activation, found[-1])
+        return found
+
+
+def activated(activation: tuple[nn.Module, ...], values: Tensor) -> Tensor:
+    """The activations one after another."""
+    for layer in activation:
+        values = layer(values)
+    return values
+
+
+def slopes(activation: tuple[nn.Module, ...], before: Tensor) -> Tensor:
+    """Derivative of an elementwise activation, as automatic differentiation has it at kinks."""
+    if not activation:
+        return torch.ones_like(before)
+    if all(type(layer) is nn.ReLU for layer in activation):
+        return (before > 0).to(before.dtype)
+    with torch.enable_grad():
+        point = before.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(activated(activation, point).sum(), point)
+    return slope
 
 
 def dense_chain(model: nn.Module, x: Tensor) -> DenseChain | None:
@@ -44,18 +94,50 @@ def dense_chain(model: nn.Module, x: Tensor) -> DenseChain | None:
     Returns:
         The chain. Flatten, Identity and eval-mode Dropout are passed over. None for anything else: an activation
         before the first Linear, shared weights, hooks, parametrised layers, inputs that are not (batch, d) at a
-        Linear.
+        Linear, a PReLU joined with another activation.
     """
     layers, unfit = dense_layers(model, flat=x.dim() == 2)
-    if unfit is not None:
+    if unfit is not None or not layers:
         return None
     weights = tuple(leaf.module.weight.detach() for leaf, _ in layers)
     biases = tuple(None if leaf.module.bias is None else leaf.module.bias.detach() for leaf, _ in layers)
+    activations = tuple(activations for _, activations in layers)
+    trained = [value for layers_after in activations for layer in layers_after for value in layer.parameters()]
     # A tied weight adds its two derivatives before they are squared; the closed forms add the squares.
-    owned = {value.data_ptr() for value in [*weights, *(bias for bias in biases if bias is not None)]}
-    count = len(weights) + sum(bias is not None for bias in biases)
-    # The closed forms know the derivatives by weights and biases, not those by the slopes of a PReLU.
-    trained = any(True for layers_after in layers for layer in layers_after[1] for _ in layer.parameters())
-    if not weights or len(owned) < count or trained:
+    values = [*weights, *(bias for bias in biases if bias is not None), *trained]
+    if len({value.data_ptr() for value in values}) < len(values):
         return None
-    return DenseChain(weights, biases, tuple(activations for _, activations in layers))
+    joined = any(type(layer) is nn.PReLU for group in activations if len(group) > 1 for layer in group)
+    return None if joined else DenseChain(weights, biases, activations)
+
+
+def fitting(chain: DenseChain, x: Tensor) -> DenseChain:
+    """The chain, if rows of x are as wide as it takes.
+
+    Args:
+        chain: the net.
+        x: inputs (batch, ...).
+
+    Returns:
+        The same chain.
+
+    Raises:
+        InputRefused: PA211, they are not.
+    """
+    width = x[0].numel()
+    if width != chain.inputs:
+        raise InputRefused(
+            "PA211",
+            f"a row has {width} entries, the first layer takes {chain.inputs}. Pass rows of {chain.inputs}.",
+        )
+    return chain
+
+
+def not_of_this_form(model: nn.Module, x: Tensor, activations: str, instead: str) -> InputRefused:
+    """The refusal of a net that is no chain of the kind needed, to be raised."""
+    kinds = sorted({type(layer).__name__ for layer in model.modules() if not list(layer.children())})
+    return InputRefused(
+        "PA150",
+        f"this form needs a Sequential of Linear and {activations}; the model has {', '.join(kinds)}, inputs "
+        f"{tuple(x.shape)}. {instead}",
+    )
