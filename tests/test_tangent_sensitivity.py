@@ -128,7 +128,6 @@ def test_dense_form_on_other_nets(outputs: str) -> None:
     cases = [
         (nn.Sequential(nn.Tanh(), mlp([4, 5, 3], activation=nn.Tanh)).eval(), rows(3, 4)),
         (nn.Sequential(mlp([4, 3, 3, 2], activation=nn.GELU), nn.Softmax(1)).eval(), rows(3, 4)),
-        (mlp([4, 3, 3, 2], activation=nn.PReLU), rows(3, 4)),
         (nn.Sequential(tied, nn.ReLU(), tied).eval(), rows(3, 3)),
         (nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), mlp([8, 2])).eval(), rows(2, 1, 3, 3)),
         (nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), mlp([4, 3, 2])).eval(), rows(2, 4)),
@@ -181,7 +180,7 @@ def test_chunks_dtype_gradients_and_model_are_kept(monkeypatch: pytest.MonkeyPat
     model, x = mlp([6, 4, 3]), rows(7, 6)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     whole = tangent_sensitivity(model, x)
-    monkeypatch.setattr("poisonaudit.tangent.relu_form._ENTRIES", 40)
+    monkeypatch.setattr("poisonaudit.tangent.piecewise_linear_form._ENTRIES", 40)
     torch.testing.assert_close(tangent_sensitivity(model, x), whole, rtol=1e-14, atol=0)
     assert whole.dtype == torch.float64 and not whole.requires_grad and whole.shape == (7,)
     single = tangent_sensitivity(mlp([6, 4, 3]).float(), x.float())
@@ -211,5 +210,5 @@ def test_refusals() -> None:
         with pytest.raises(InputRefused) as caught:
             tangent_sensitivity(*bad)
         assert caught.value.code == code and "\n" not in str(caught.value)
-    with pytest.raises(InputRefused, match="PA150.*Tanh"):
-        tangent_sensitivity_normalised(mlp([4, 3, 2], activation=nn.Tanh), x)
+    with pytest.raises(InputRefused, match="PA150.*Softmax"):
+        tangent_sensitivity_by_layer(nn.Sequential(model, nn.Softmax(1)), x)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from poisonaudit.tangent.moments import empirical_moment, log_absolute_moment, orders, theorem32, theorem32_factor
+from poisonaudit.tangent.moments import empirical_moment, log_theorem32_if_normal, theorem32
 from poisonaudit.tangent.path_bounds import (
     absolute_bound,
     common_logarithm,
@@ -145,10 +145,9 @@ def tangent_bounds(model: nn.Module, x: Tensor) -> TangentBounds:
     def logarithmic(name: str, bound: float, holds: str) -> TangentBound:
         return _told(name, from_logarithm(bound), bound / _TEN, exact, holds)
 
-    gaussian = min(
-        _log(theorem32_factor(net, each)) + log_absolute_moment(2 * each, mean, deviation)
-        for each in orders(net.depth)
-    )
+    entries = net.outputs * net.weights * net.inputs
+    path_weight = common_logarithm(net.path_weight) * _TEN
+    gaussian = log_theorem32_if_normal(entries, net.depth, path_weight, mean, deviation)
     return TangentBounds(
         exact=exact,
         standard_error=float(values.std() / len(values) ** 0.5) if len(values) > 1 else None,
@@ -180,10 +179,6 @@ def _printed(
         logarithmic("theorem32_text_as_printed", text, NOTHING),
         logarithmic("theorem32_appendix_as_printed", appendix, NOTHING),
     )
-
-
-def _log(bound: Fraction) -> float:
-    return common_logarithm(bound) * _TEN
 
 
 def _told(name: str, value: float, log10: float, exact: float, holds: str) -> TangentBound:

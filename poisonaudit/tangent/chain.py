@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import dense_layers
 
+
+class ExactHardsigmoid(nn.Module):
+    """`relu6(h + 3) / 6`: torch's own operator has its slope in single precision and no second derivative."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Apply to every entry."""
+        return nn.functional.relu6(values + 3) / 6
+
+
 # Linear on each of finitely many intervals, so that no second derivative of theirs enters.
-PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
+PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, ExactHardsigmoid, nn.Softshrink)
 # Of these, f(s x) = s f(x) for s > 0: rescaling a neuron can be undone behind it.
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
@@ -101,8 +110,10 @@ def dense_chain(model: nn.Module, x: Tensor) -> DenseChain | None:
         return None
     weights = tuple(leaf.module.weight.detach() for leaf, _ in layers)
     biases = tuple(None if leaf.module.bias is None else leaf.module.bias.detach() for leaf, _ in layers)
-    activations = tuple(activations for _, activations in layers)
-    trained = [value for layers_after in activations for layer in layers_after for value in layer.parameters()]
+    activations = tuple(
+        tuple(ExactHardsigmoid() if type(layer) is nn.Hardsigmoid else layer for layer in group) for _, group in layers
+    )
+    trained = [value for group in activations for layer in group for value in layer.parameters()]
     # A tied weight adds its two derivatives before they are squared; the closed forms add the squares.
     values = [*weights, *(bias for bias in biases if bias is not None), *trained]
     if len({value.data_ptr() for value in values}) < len(values):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import jacrev
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.tangent.functional import Network, second_derivatives_exist
 
 # Second derivatives of one row: outputs x parameters x inputs. 10^7 of them are 80 MB in float64.
 DENSE_LIMIT = 10_000_000
@@ -15,6 +16,8 @@ DENSE_LIMIT = 10_000_000
 def dense_entries(model: nn.Module, x: Tensor, *, summed: bool) -> int:
     """Number of second derivatives of one row, outputs x parameters x inputs.
 
+    Errors: InputRefused PA211 rows the model cannot take, PA155 an output that is not one tensor by rows.
+
     Args:
         model: any module in eval mode.
         x: inputs (batch, ...).
@@ -22,29 +25,20 @@ def dense_entries(model: nn.Module, x: Tensor, *, summed: bool) -> int:
 
     Returns:
         The count.
-
-    Raises:
-        InputRefused: PA211, the model cannot take rows of this shape.
     """
-    try:
-        with torch.no_grad():
-            width = model(x[:1]).numel()
-    except RuntimeError as error:
-        raise InputRefused(
-            "PA211",
-            f"the model cannot take rows of shape {tuple(x.shape[1:])}: {error}. Pass other rows.",
-        ) from error
-    outputs = 1 if summed else width
-    return int(outputs * sum(value.numel() for value in model.parameters()) * x[0].numel())
+    network = Network(model)
+    outputs = network.output_shape(x[:1]).numel()
+    return (1 if summed else outputs) * network.size * x[0].numel()
 
 
-def dense_form(model: nn.Module, x: Tensor, *, summed: bool) -> Tensor:
+def dense_form(model: nn.Module, x: Tensor, *, summed: bool, normalised: bool = False) -> Tensor:
     """`|S(x)|_F^2` of every row, shape (batch,), row by row.
 
     Args:
         model: any module in eval mode made of operations that torch.func can differentiate twice.
         x: inputs (batch, ...).
         summed: differentiate the sum of the outputs instead of each output.
+        normalised: weight the square of each entry by the square of its parameter.
 
     Returns:
         (batch,) in the dtype of x.
@@ -57,15 +51,22 @@ def dense_form(model: nn.Module, x: Tensor, *, summed: bool) -> Tensor:
         raise InputRefused(
             "PA151",
             f"a row has {entries:,} second derivatives (outputs x parameters x inputs), the dense form takes "
-            f"{DENSE_LIMIT:,}. Use a Sequential of Linear and activations, which has a closed form.",
+            f"{DENSE_LIMIT:,}. Use tangent_sensitivity_probes, which estimates with a standard error.",
         )
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    buffers = {name: value.detach() for name, value in model.named_buffers()}
+    network = Network(model)
+    parameters = network.parameters
 
     def outputs_of(values: dict[str, Tensor], row: Tensor) -> Tensor:
-        result: Tensor = functional_call(model, {**values, **buffers}, (row.unsqueeze(0),))
+        result = network(values, row.unsqueeze(0))
         return result.sum().reshape(1) if summed else result.reshape(-1)
 
     second = jacrev(jacrev(outputs_of, argnums=1), argnums=0)
-    squares = [torch.stack([block.square().sum() for block in second(parameters, row).values()]).sum() for row in x]
-    return torch.stack(squares)
+
+    def squares(row: Tensor) -> Tensor:
+        # Blocks are (outputs, *row, *parameter), so that a parameter lines up from behind.
+        blocks = second(parameters, row)
+        parts = [(block * parameters[name] if normalised else block).square().sum() for name, block in blocks.items()]
+        return torch.stack(parts).sum()
+
+    with second_derivatives_exist():
+        return torch.stack([squares(row) for row in x])

@@ -1,4 +1,4 @@
-"""Norm of the mean tangent sensitivity matrix under soft gates: what eq. 7 prints, with the norm it lacks put around it.
+"""Norm of the mean tangent sensitivity matrix under soft gates: what eq. 7 prints, with a norm put around it.
 
 The mean of matrices lets rows cancel; `E |S|_F^2`, which the theorems are about, does not.
 """

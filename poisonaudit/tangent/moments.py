@@ -48,6 +48,26 @@ def theorem32(net: PathNet, moment: Callable[[int], Fraction]) -> tuple[Fraction
     return found[best], best
 
 
+def log_theorem32_if_normal(entries: int, depth: int, log_path_weight: float, mean: float, deviation: float) -> float:
+    """Corrected theorem 3.2 for a normal number of active units, as a natural logarithm.
+
+    Args:
+        entries: `d_out N_theta d_in`.
+        depth: k.
+        log_path_weight: natural logarithm of M.
+        mean: mu.
+        deviation: s.
+
+    Returns:
+        The logarithm of the smaller bound; minus infinity for 0.
+    """
+    head = math.log(entries) + 2.0 * log_path_weight
+    return head + min(
+        log_absolute_moment(2 * order, mean, deviation) - (2 * order * math.log(order) if order else 0.0)
+        for order in orders(depth)
+    )
+
+
 def empirical_moment(totals: list[int], order: int) -> Fraction:
     """Mean of `T^order` over rows, exactly; `0^0 = 1`.
 

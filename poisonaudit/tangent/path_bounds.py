@@ -1,8 +1,8 @@
 """Upper bounds of the tangent sensitivity that count paths: Daroczy's theorem 3.1, and sharper ones.
 
 All hold for `|S(x)|_F^2` in the jacobian convention, for nets with or without biases. A weight (a, b) of matrix i, an
-input l and an output c share `prod_j n_j` paths, j over the hidden layers other than i - 1 and i, each worth at most the
-product of the largest weights of the other matrices.
+input l and an output c share `prod_j n_j` paths, j over the hidden layers other than i - 1 and i, each worth at most
+the product of the largest weights of the other matrices.
 """
 
 from __future__ import annotations
@@ -72,10 +72,9 @@ def absolute_bound(net: PathNet) -> float:
         The logarithm, minus infinity for 0. Plain floating point.
     """
     sizes = [weight.abs().double() for weight in net.chain.weights]
-    eye = {"dtype": torch.float64, "device": sizes[0].device}
     slope = math.log(net.steepest) if net.steepest > 0 else -math.inf
-    incoming = _squares(sizes[:-1], torch.eye(net.inputs, **eye))
-    outgoing = _squares([size.T for size in reversed(sizes[1:])], torch.eye(net.outputs, **eye))
+    incoming = _squares(sizes[:-1], torch.eye(net.inputs).to(sizes[0]))
+    outgoing = _squares([size.T for size in reversed(sizes[1:])], torch.eye(net.outputs).to(sizes[0]))
     terms = [before + after for before, after in zip(incoming, reversed(outgoing), strict=True)]
     top = max(terms)
     if top == -math.inf:
