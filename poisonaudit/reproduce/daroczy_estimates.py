@@ -113,6 +113,7 @@ def daroczy_table2(bench: Bench) -> Reproduction:
         seconds=time.perf_counter() - begun,
         source=DAROCZY,
         columns=TABLE,
+        digits=3,
         lead="Mean absolute errors over the states of a training, averaged over runs; standard errors over runs.",
     )
 
@@ -124,6 +125,7 @@ def daroczy_figure3(bench: Bench) -> Reproduction:
     run = states(bench, plan, next(iter(OPTIMISERS)), plan.seed)
     loss = {"measured": run.measured["test_loss"]} | {name: run.estimated(name)[0] for name in DRAWN}
     accuracy = {"measured": run.measured["test_accuracy"]} | {name: run.estimated(name)[1] for name in DRAWN}
+    gap = {name: values - run.measured["train_loss"] for name, values in loss.items()}
     score = scored([run])
     better = [TOLD[name] for name, found in score.items() if float(found.loss_gain[0]) < 0.0]
     return Reproduction(
@@ -136,8 +138,9 @@ def daroczy_figure3(bench: Bench) -> Reproduction:
             *_notes(plan, {run.optimiser: [run]}),
         ),
         pictures=(
-            along_training("loss", "Test cross-entropy", run.epochs, loss, logarithm=True),
-            along_training("accuracy", "Test accuracy", run.epochs, accuracy, logarithm=False),
+            along_training("loss", "Test cross-entropy", run.epochs, loss),
+            along_training("accuracy", "Test accuracy", run.epochs, accuracy),
+            along_training("gap", "Test minus training cross-entropy", run.epochs, gap),
         ),
         settings=plan.settings | {"optimiser": run.optimiser},
         details={"equations": dict(EQUATIONS), "run": _along(run)},

@@ -96,7 +96,7 @@ def histograms_by_layer(active: Mapping[tuple[str, str], Tensor], units: int) ->
                 bottom = 0.11 + (len(panels) - 1 - down) * height
                 axes = figure.add_axes((0.08 + layer * width, bottom, width - 0.035, height - 0.13))
                 parts = {part: counts[:, layer] for (each, part), counts in active.items() if each == when}
-                _bars(axes, parts, 20, (0.0, float(units)))
+                _bars(axes, parts, 34, (0, units))
                 axes.set_title(f"layer {layer + 1}, {when}", fontsize=8)
                 axes.tick_params(labelsize=7)
                 if down == len(panels) - 1:
@@ -142,7 +142,7 @@ def bound_by_depth(name: str, panels: Mapping[str, Sequence[Curve]]) -> Picture:
     return Picture(name, title, text, str(svg))
 
 
-def along_training(key: str, title: str, epochs: Tensor, curves: Mapping[str, Tensor], *, logarithm: bool) -> Picture:
+def along_training(key: str, title: str, epochs: Tensor, curves: Mapping[str, Tensor]) -> Picture:
     """Measured and estimated numbers by epoch.
 
     Args:
@@ -150,7 +150,6 @@ def along_training(key: str, title: str, epochs: Tensor, curves: Mapping[str, Te
         title: its title; also the vertical axis.
         epochs: (t,).
         curves: "measured" or an estimate -> (t,), NaN where there is none.
-        logarithm: draw on a logarithmic axis.
 
     Returns:
         The picture.
@@ -160,17 +159,11 @@ def along_training(key: str, title: str, epochs: Tensor, curves: Mapping[str, Te
 
     def paint(figure: Any) -> None:
         axes = figure.add_axes((0.1, 0.14, 0.86, 0.8))
-        if logarithm:
-            from poisonaudit.reproduce.axes import logarithmic
-
-            logarithmic(axes.set_yscale, axes.yaxis)
-            axes.minorticks_off()
         for name, values in curves.items():
             colour, dashes, label = _STYLES[name]
-            thick = 2.0 if name == "measured" else 1.2
-            kept = torch.isfinite(values) & ((values > 0) if logarithm else torch.ones_like(values, dtype=torch.bool))
-            axes.plot(epochs[kept].tolist(), values[kept].tolist(), linestyle=dashes, color=colour, linewidth=thick,
-                      label=label)  # fmt: skip
+            kept = torch.isfinite(values)
+            axes.plot(epochs[kept].tolist(), values[kept].tolist(), linestyle=dashes, color=colour,
+                      linewidth=2.0 if name == "measured" else 1.2, label=label)  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_ylabel(title.lower())
         axes.grid(visible=True, axis="y")
@@ -182,21 +175,23 @@ def along_training(key: str, title: str, epochs: Tensor, curves: Mapping[str, Te
 DRAWN = tuple(name for name in _STYLES if name != "measured")
 
 
-def _bars(axes: Any, parts: Mapping[str, Tensor], bins: int, reach: tuple[float, float] | None = None) -> None:
-    """Shares of rows by count: bars for training rows, a line of steps for test rows."""
+def _bars(axes: Any, parts: Mapping[str, Tensor], bins: int, reach: tuple[int, int] | None = None) -> None:
+    """Shares of rows by count, at most so many bins: bars for training rows, a line of steps for test rows."""
     low, high = reach or (
-        min(float(counts.min()) for counts in parts.values()) - 1.0,
-        max(float(counts.max()) for counts in parts.values()) + 1.0,
+        min(int(counts.min()) for counts in parts.values()),
+        max(int(counts.max()) for counts in parts.values()),
     )
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64)
+    # Whole numbers: bins that hold the same number of them each, or the histogram is a comb.
+    step = -(-(high - low + 1) // bins)
+    edges = torch.arange(low, high + step + 1, step, dtype=torch.float64) - 0.5
     for part, counts in parts.items():
         shares = torch.histogram(counts.double().cpu(), bins=edges)[0] / len(counts)
         if part == "training":
-            axes.bar(edges[:-1].tolist(), shares.tolist(), width=(high - low) / bins, align="edge", color=ACCENT,
-                     alpha=0.45, label=f"{part} rows")  # fmt: skip
+            axes.bar(edges[:-1].tolist(), shares.tolist(), width=step, align="edge", color=ACCENT, alpha=0.45,
+                     label=f"{part} rows")  # fmt: skip
         else:
             axes.stairs(shares.tolist(), edges.tolist(), color=SECOND, linewidth=1.3, label=f"{part} rows")
-    axes.set_xlim(low, high)
+    axes.set_xlim(float(edges[0]) - 1.0, float(edges[-1]) + 1.0)
     axes.set_yticks([])
 
 
