@@ -33,11 +33,13 @@ class DenseChain:
         weights: W_1 .. W_k, each (n_i, n_(i-1)).
         biases: b_1 .. b_k or None.
         activations: modules whose composition is s_i, possibly none.
+        names: of the Linear layers, as in named_modules().
     """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
     activations: tuple[tuple[nn.Module, ...], ...]
+    names: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -119,7 +121,7 @@ def dense_chain(model: nn.Module, x: Tensor) -> DenseChain | None:
     if len({value.data_ptr() for value in values}) < len(values):
         return None
     joined = any(type(layer) is nn.PReLU for group in activations if len(group) > 1 for layer in group)
-    return None if joined else DenseChain(weights, biases, activations)
+    return None if joined else DenseChain(weights, biases, activations, tuple(leaf.name for leaf, _ in layers))
 
 
 def fitting(chain: DenseChain, x: Tensor) -> DenseChain:

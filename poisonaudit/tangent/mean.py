@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.registry import unknown_name
+from poisonaudit.tangent import dense
 from poisonaudit.tangent.chain import dense_chain, fitting
 from poisonaudit.tangent.checks import check_convention, check_model
-from poisonaudit.tangent.dense import DENSE_LIMIT, dense_entries, dense_form
 from poisonaudit.tangent.probes import tangent_sensitivity_probes
 from poisonaudit.tangent.sensitivity import closed_form, has_closed_form
 
@@ -99,7 +99,7 @@ def tangent_mean(
         layers = closed_form(fitting(chain, x), x, summed=summed, normalised=normalised)
         return _exact("closed form", layers.sum(1), layers.double().mean(0))
     if chosen == "second derivatives":
-        return _exact("second derivatives", dense_form(model, x, summed=summed, normalised=normalised), None)
+        return _exact("second derivatives", dense.dense_form(model, x, summed=summed, normalised=normalised), None)
     if chosen != "probes":
         raise unknown_name(chosen, METHODS, "method")
     found = tangent_sensitivity_probes(
@@ -132,8 +132,8 @@ def cheapest(model: nn.Module, x: Tensor, outputs: str = "jacobian") -> Method:
     summed = check_convention(outputs)
     if has_closed_form(dense_chain(model, x), summed=summed):
         return "closed form"
-    entries = dense_entries(model, x, summed=summed)
-    quick = entries <= DENSE_LIMIT and _SECOND_DERIVATIVE * entries * len(x) <= _PATIENCE
+    entries = dense.dense_entries(model, x, summed=summed)
+    quick = entries <= dense.DENSE_LIMIT and _SECOND_DERIVATIVE * entries * len(x) <= _PATIENCE
     return "second derivatives" if quick else "probes"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from poisonaudit.tangent.checks import check_model
 from poisonaudit.tangent.preactivations import Seen, preactivations
 
 # Rows run at once, so that wide convolutional layers fit into memory.
-_ROWS = 128
+_ROWS = 32
 # scipy's test of D'Agostino and Pearson warns below this.
 _FEWEST = 20
 _TEST = "D'Agostino and Pearson"
@@ -97,7 +98,7 @@ def activation_patterns(model: nn.Module, x: Tensor) -> ActivationPatterns:
         signs = [value > 0 for value in seen.values]
         counts.append(torch.stack([sign.sum(1) for sign in signs], dim=1))
         packed = np.packbits(torch.cat(signs, dim=1).cpu().numpy(), axis=1)
-        regions += [found.setdefault(row.tobytes(), len(found)) for row in packed]
+        regions += [found.setdefault(blake2b(row.tobytes(), digest_size=16).digest(), len(found)) for row in packed]
     active = torch.cat(counts)
     total = active.sum(1)
     numbers = total.double()

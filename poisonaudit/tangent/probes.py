@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,10 +19,10 @@ from poisonaudit.tangent.functional import Network, second_derivatives_exist
 ROWS_TOGETHER = 16
 # Draws of group means before the number of probes is settled, and at least that many after it: squared norms are
 # skewed, and with fewer the interval covers less than it says.
-_PILOT = 16
-_FEWEST = 32
+PILOT = 16
+_FEWEST = 48
 # The pilot's variance is itself uncertain.
-_MARGIN = 1.3
+_MARGIN = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +153,61 @@ def probe(network: Network, x: Tensor, *, summed: bool, normalised: bool, genera
     return moved.reshape(len(x), -1).double().square().sum(1)
 
 
+def fewest_passes(rows: int, rows_together: int = ROWS_TOGETHER) -> int:
+    """Passes of a group of rows that `tangent_sensitivity_probes` makes at least, pilot included.
+
+    Args:
+        rows: number of rows.
+        rows_together: rows that share a random vector.
+
+    Returns:
+        The count.
+    """
+    groups = math.ceil(rows / rows_together)
+    return PILOT + groups * _fewest(groups)
+
+
+def pass_seconds(model: nn.Module, x: Tensor, *, rows_together: int = ROWS_TOGETHER, seed: int = 0) -> float:
+    """Seconds that one pass of a group of rows takes, the smaller of two measurements after a first one.
+
+    Errors: InputRefused as `tangent_sensitivity_probes`.
+
+    Args:
+        model: module in eval mode.
+        x: inputs (batch, ...); the first group is used.
+        rows_together: rows of a group.
+        seed: of the random vectors.
+
+    Returns:
+        Wall time.
+    """
+    check_model(model, x)
+    network, rows = Network(model), x[:rows_together]
+    network.output_shape(rows[:1])
+    generator = torch.Generator(device=x.device).manual_seed(seed)
+    taken = []
+    with second_derivatives_exist():
+        for _ in range(3):
+            begun = time.perf_counter()
+            # The sum comes to the host, so that an accelerator has finished.
+            float(probe(network, rows, summed=False, normalised=False, generator=generator).sum())
+            taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
+
+
+def _fewest(groups: int) -> int:
+    return max(2, math.ceil(_FEWEST / groups))
+
+
 def _settled(
     draw: Callable[[int], Tensor], sizes: list[int], relative_error: float, max_probes: int
 ) -> tuple[int, int]:
     """Passes of the pilot, and the number of probes it asks for."""
     count = len(sizes)
     used = sorted({round(position * (count - 1) / 7) for position in range(8)}) if count > 8 else list(range(count))
-    rounds = max(2, math.ceil(_PILOT / len(used)))
+    rounds = max(2, math.ceil(PILOT / len(used)))
     means = torch.stack([torch.stack([draw(group).mean() for _ in range(rounds)]) for group in used])
-    least = max(2, math.ceil(_FEWEST / count))
+    least = _fewest(count)
     centre = float(means.mean())
     if centre == 0.0:
         return rounds * len(used), min(least, max_probes)
