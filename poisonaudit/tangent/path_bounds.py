@@ -11,7 +11,6 @@ import math
 from fractions import Fraction
 
 import numpy
-import torch
 from torch import Tensor
 
 from poisonaudit.tangent.path_net import PathNet
@@ -73,8 +72,8 @@ def absolute_bound(net: PathNet) -> float:
     """
     sizes = [weight.abs().double() for weight in net.chain.weights]
     slope = math.log(net.steepest) if net.steepest > 0 else -math.inf
-    incoming = _squares(sizes[:-1], torch.eye(net.inputs).to(sizes[0]))
-    outgoing = _squares([size.T for size in reversed(sizes[1:])], torch.eye(net.outputs).to(sizes[0]))
+    incoming = _squares(sizes[:-1], net.inputs)
+    outgoing = _squares([size.T for size in reversed(sizes[1:])], net.outputs)
     terms = [before + after for before, after in zip(incoming, reversed(outgoing), strict=True)]
     top = max(terms)
     if top == -math.inf:
@@ -104,12 +103,12 @@ def from_logarithm(logarithm: float) -> float:
         return math.inf
 
 
-def _squares(factors: list[Tensor], start: Tensor) -> list[float]:
-    """Natural logarithms of `|start|^2`, `|F_1 start|^2`, `|F_2 F_1 start|^2`, ..., scaled so that none overflows."""
-    product, scale = start, 0.0
-    found = [math.log(float(start.square().sum()))]
+def _squares(factors: list[Tensor], width: int) -> list[float]:
+    """Natural logarithms of `|I|^2`, `|F_1|^2`, `|F_2 F_1|^2`, ..., scaled: none overflows. I is width x width."""
+    found, scale = [math.log(width)], 0.0
+    product: Tensor | None = None
     for factor in factors:
-        product = factor @ product
+        product = factor if product is None else factor @ product
         size = float(product.abs().max())
         if size == 0.0:
             return found + [-math.inf] * (len(factors) + 1 - len(found))
