@@ -68,6 +68,7 @@ def test_errors_are_means_of_absolute_differences() -> None:
     assert own.accuracy.tolist() == pytest.approx([0.01 / 2, 0.0])
     literal = [abs(1.4 * 0.9 - 0.85), abs(1.1 * 0.6 - 0.56)]
     assert float(own.literal[0]) == pytest.approx(sum(literal) / 2)
+    assert float(own.literal_gain[0]) == pytest.approx(sum(literal) / 2 - (0.05 + 0.04) / 2)
     assert own.missing == 1 and own.correlation == pytest.approx(1.0) and base.correlation is None
     assert base.loss_gain.tolist() == [0.0, 0.0]
 
@@ -83,19 +84,20 @@ def test_a_difference_counts_where_students_interval_leaves_0() -> None:
 def test_the_verdict_names_winners_and_losers() -> None:
     def score(*gains: float) -> Score:
         values = torch.tensor(gains).double()
-        return Score(values, values, values, values, -values, None, 0)
+        return Score(values, values, values, values, -values, values, None, 0)
 
     found = {"SGD": {BASELINE: score(0, 0, 0), "eq7": score(-1, -1.1, -0.9), "eq6": score(1, -1, 0)}}
     text = verdict(found)
     assert "cross-entropy: better than test = train: eq. 7, mean of norms (SGD, -1 +- 0.06)" in text
     assert "Not to be told apart: eq. 6, corrected (SGD" in text
     assert "accuracy: better than test = train: none. Worse: eq. 7, mean of norms" in text
-    assert "over 3 runs" in text and "Of 4 comparisons" in text
+    assert "accuracy read literally: better than test = train: eq. 7, mean of norms" in text
+    assert "over 3 runs" in text and "Of 6 comparisons" in text
 
 
 def test_table_2_is_made_of_the_stored_states(table: tuple[Path, dict[str, Any]]) -> None:
     out, body = table
-    assert body["columns"].keys() == TABLE.keys() and len(body["rows"]) == 18
+    assert body["columns"].keys() == TABLE.keys() and len(body["rows"]) == 20
     stored = body["details"]["runs"]
     assert set(stored) == {"SGD 0", "SGD 1", "Adam 0", "Adam 1"}
     row = next(row for row in body["rows"] if row["label"] == "Adam, eq. 7, mean of norms")
@@ -108,6 +110,13 @@ def test_table_2_is_made_of_the_stored_states(table: tuple[Path, dict[str, Any]]
         gains.append(sum(own - base for own, base in pairs) / len(pairs))
     assert row["loss"] == pytest.approx(sum(errors) / 2) and row["loss_gain"] == pytest.approx(sum(gains) / 2)
     assert row["loss_gain_error"] == pytest.approx(abs(gains[0] - gains[1]) / 2)
+    control = next(row for row in body["rows"] if row["label"] == "Adam, control, 0.98 throughout")
+    literal = [
+        abs(0.98 * a - b)
+        for seed in (0, 1)
+        for a, b in zip(stored[f"Adam {seed}"]["train_accuracy"], stored[f"Adam {seed}"]["test_accuracy"], strict=True)
+    ]
+    assert control["accuracy_literal"] == pytest.approx(sum(literal) / len(literal))
     printed = {row["label"]: (row["printed_loss"], row["printed_accuracy"]) for row in body["rows"]}
     assert [printed[f"SGD, {daroczy_estimates.TOLD[name]}"] for name in PRINTED] == list(PRINTED.values())
     assert sum(pair != (None, None) for pair in printed.values()) == 3

@@ -205,13 +205,13 @@ def gains(quantity: str, panels: Mapping[str, Mapping[str, Tensor]]) -> Picture:
     """Difference in mean absolute error to "test = train", a mark for each run and a bar of one standard error.
 
     Args:
-        quantity: cross-entropy or accuracy.
+        quantity: what is estimated.
         panels: optimiser -> estimate -> (r,) differences.
 
     Returns:
         The picture.
     """
-    key = f"gains-{quantity}"
+    key = f"gains-{quantity.replace(' ', '-')}"
     title = f"Error of the estimated test {quantity} minus that of test = train"
     told = "; ".join(
         f"{optimiser}, {name} {float(values.mean()):+.3g}"

@@ -19,10 +19,10 @@ from poisonaudit.tangent.functional import Network, second_derivatives_exist
 ROWS_TOGETHER = 16
 # Draws of group means before the number of probes is settled, and at least that many after it: squared norms are
 # skewed, and with fewer the interval covers less than it says.
-PILOT = 16
+PILOT = 24
 _FEWEST = 48
 # The pilot's variance is itself uncertain.
-_MARGIN = 1.5
+_MARGIN = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,8 @@ def fewest_passes(rows: int, rows_together: int = ROWS_TOGETHER) -> int:
         The count.
     """
     groups = math.ceil(rows / rows_together)
-    return PILOT + groups * _fewest(groups)
+    used, rounds = _pilot(groups)
+    return len(used) * rounds + groups * _fewest(groups)
 
 
 def pass_seconds(model: nn.Module, x: Tensor, *, rows_together: int = ROWS_TOGETHER, seed: int = 0) -> float:
@@ -199,13 +200,18 @@ def _fewest(groups: int) -> int:
     return max(2, math.ceil(_FEWEST / groups))
 
 
+def _pilot(groups: int) -> tuple[list[int], int]:
+    """Groups that the pilot looks at, at most eight spread over all, and probes of each."""
+    used = sorted({round(position * (groups - 1) / 7) for position in range(8)}) if groups > 8 else list(range(groups))
+    return used, max(2, math.ceil(PILOT / len(used)))
+
+
 def _settled(
     draw: Callable[[int], Tensor], sizes: list[int], relative_error: float, max_probes: int
 ) -> tuple[int, int]:
     """Passes of the pilot, and the number of probes it asks for."""
     count = len(sizes)
-    used = sorted({round(position * (count - 1) / 7) for position in range(8)}) if count > 8 else list(range(count))
-    rounds = max(2, math.ceil(PILOT / len(used)))
+    used, rounds = _pilot(count)
     means = torch.stack([torch.stack([draw(group).mean() for _ in range(rounds)]) for group in used])
     least = _fewest(count)
     centre = float(means.mean())
