@@ -139,6 +139,9 @@ def test_selection() -> None:
         "solution.modulus",
         "tangent.sensitivity",
         "tangent.sensitivity_normalised",
+        "tangent.bound_path",
+        "tangent.bound_theorem31",
+        "tangent.bound_theorem32",
         "lipschitz.upper.linf",
         "lipschitz.upper.l1",
     ]

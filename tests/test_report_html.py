@@ -74,7 +74,7 @@ def test_page_is_balanced_and_holds_every_section_in_order(parsed: Reader) -> No
     ids = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
     assert ids == list(SECTIONS)
     headings = sum(tag == "h2" for tag, _ in parsed.tags)
-    assert headings == len(SECTIONS) == 16
+    assert headings == len(SECTIONS) == 17
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(parsed: Reader) -> None:
@@ -156,7 +156,7 @@ def test_large_pictures_stay_under_two_megabytes() -> None:
 
 def test_every_chart_is_named_described_and_has_a_table(parsed: Reader) -> None:
     charts = [a for tag, a in parsed.tags if tag == "svg" and a.get("class") == "chart"]
-    assert len(charts) == 23 and all(a["role"] == "img" and a["aria-labelledby"] for a in charts)
+    assert len(charts) == 26 and all(a["role"] == "img" and a["aria-labelledby"] for a in charts)
     pictures = [a for tag, a in parsed.tags if tag == "img"]
     assert pictures and all(a["alt"] and a["width"] and a["height"] for a in pictures)
     boxes = [a for _, a in parsed.tags if a.get("class") == "scroll"]

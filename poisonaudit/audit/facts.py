@@ -36,6 +36,9 @@ FACTS: dict[str, Fact] = {
     "tangent.sensitivity_normalised": Fact(
         f"{_TANGENT} with squared weights; kept when neurons of ReLU-like nets are rescaled", "exact", "lower_is_safer"
     ),
+    "tangent.bound_path": Fact(_TANGENT, "upper", "lower_is_safer"),
+    "tangent.bound_theorem31": Fact(_TANGENT, "upper", "lower_is_safer"),
+    "tangent.bound_theorem32": Fact(_TANGENT, "upper", "lower_is_safer"),
     "lipschitz.upper.linf": Fact(f"{_LOGITS} (l_inf)", "upper", "lower_is_safer"),
     "lipschitz.upper.l1": Fact(f"{_LOGITS} (l_1)", "upper", "lower_is_safer"),
     "lipschitz.lower.linf": Fact(f"{_LOGITS} (l_inf)", "lower", "lower_is_safer"),

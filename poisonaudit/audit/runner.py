@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poisonaudit.audit import art_metrics, certified_radius, lipschitz, solution, stationarity, tangent, weight_noise
+from poisonaudit.audit import (
+    art_metrics,
+    certified_radius,
+    lipschitz,
+    solution,
+    stationarity,
+    tangent,
+    tangent_bounds,
+    weight_noise,
+)
 from poisonaudit.audit.context import Context, Progress
 from poisonaudit.audit.facts import ended
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
@@ -31,6 +40,9 @@ MEASURES: dict[str, MeasureFunction] = {
     "solution.theorem3": solution.theorem3,
     "tangent.sensitivity": tangent.sensitivity,
     "tangent.sensitivity_normalised": tangent.sensitivity_normalised,
+    "tangent.bound_path": tangent_bounds.bound_path,
+    "tangent.bound_theorem31": tangent_bounds.bound_theorem31,
+    "tangent.bound_theorem32": tangent_bounds.bound_theorem32,
     "lipschitz.upper.linf": lipschitz.upper_linf,
     "lipschitz.upper.l1": lipschitz.upper_l1,
     "lipschitz.lower.linf": lipschitz.lower_linf,

@@ -74,15 +74,21 @@ def told_bracket(lower: float | None, upper: float | None) -> str:
 
 
 def bounds_chart(
-    bounds: Sequence[tuple[str, float, bool]], lower: float | None, *, key: str, title: str
+    bounds: Sequence[tuple[str, float, bool]],
+    lower: float | None,
+    *,
+    key: str,
+    title: str,
+    line: str = "lower bound",
 ) -> Markup | None:
-    """All bounds of one model as bars on a logarithmic axis, and the lower bound as a line.
+    """All bounds of one model as bars on a logarithmic axis, and what lies below them as a line.
 
     Args:
         bounds: (name, value, certified with rounding) each; infinity allowed.
         lower: the lower bound, or None.
         key: unique on the page.
         title: accessible name.
+        line: what `lower` is.
 
     Returns:
         An inline SVG, None without a positive number.
@@ -107,7 +113,7 @@ def bounds_chart(
         finish(figure, axes, [drawable(name) for name, _, _ in bounds])
 
     told = "; ".join(f"{name} {number(value)}{' (certified)' if proved else ''}" for name, value, proved in bounds)
-    below = f" Dashed line: lower bound {number(lower)}." if positive(lower) else ""
+    below = f" Dashed line: {line} {number(lower)}." if positive(lower) else ""
     height = 0.5 + 0.25 * len(bounds)
     return draw(paint, width=4.4, height=height, key=key, title=title, text=f"logarithmic axis. {told}.{below}")
 

@@ -40,9 +40,9 @@ _LIPSCHITZ_LOWER = (
     "The steepest slope of the logits that was actually found; the true constant is at least this.",
     "A small value does not prove a flat network: the search may have missed a steeper place.",
 )
-_TANGENT_BOUND = (
-    "An upper bound of the tangent sensitivity, from the weights and the activity pattern.",
-    "It can be many orders of magnitude above the measured value, so do not rank models by it alone.",
+_NOT_TANGENT = (
+    "It can be many orders of magnitude above the exact mean, which the details have beside it: do not rank models by "
+    "it, nor read it as a measure of poisoning or of test loss."
 )
 
 GUIDES: dict[str, Guide] = {
@@ -90,9 +90,23 @@ GUIDES: dict[str, Guide] = {
         "when neurons are rescaled without changing the function.",
         "It is not a predictor of test loss, nor a measure of poisoning by itself.",
     ),
-    "tangent.bound_path": Guide("Path bound of the tangent sensitivity", *_TANGENT_BOUND),
-    "tangent.bound_theorem31": Guide("Theorem 3.1 bound of the tangent sensitivity", *_TANGENT_BOUND),
-    "tangent.bound_theorem32": Guide("Theorem 3.2 bound (corrected form)", *_TANGENT_BOUND),
+    "tangent.bound_path": Guide(
+        "Path bound of the tangent sensitivity",
+        "No input has a larger tangent sensitivity: the paths through the network, each worth the largest weight of "
+        "every layer it crosses.",
+        _NOT_TANGENT,
+    ),
+    "tangent.bound_theorem31": Guide(
+        "Theorem 3.1 bound of the tangent sensitivity (corrected form)",
+        "No input has a larger tangent sensitivity. Cruder than the path bound: every layer counts as the widest one, "
+        "the output included.",
+        _NOT_TANGENT,
+    ),
+    "tangent.bound_theorem32": Guide(
+        "Theorem 3.2 bound of the tangent sensitivity (corrected form)",
+        "The mean tangent sensitivity over these rows is at most this, by the number of units active in each row.",
+        "It bounds the mean over the rows looked at, not every input. " + _NOT_TANGENT,
+    ),
     "lipschitz.upper.linf": Guide("Upper Lipschitz bound, maximum norm", *_LIPSCHITZ_UPPER),
     "lipschitz.upper.l1": Guide("Upper Lipschitz bound, sum norm", *_LIPSCHITZ_UPPER),
     "lipschitz.lower.linf": Guide("Lower Lipschitz bound, maximum norm", *_LIPSCHITZ_LOWER),

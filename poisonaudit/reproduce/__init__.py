@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 
 from poisonaudit.reproduce.bench import Bench, Settings, Silence, Voice
 from poisonaudit.reproduce.cnn_table import despres_cnn
+from poisonaudit.reproduce.daroczy_active import daroczy_figure1
+from poisonaudit.reproduce.daroczy_bound import daroczy_figure2
+from poisonaudit.reproduce.daroczy_estimates import daroczy_figure3, daroczy_table2
 from poisonaudit.reproduce.landscape import wang_figure4
 from poisonaudit.reproduce.product_table import despres_product
 from poisonaudit.reproduce.random_table import despres_random
@@ -28,9 +31,14 @@ REPRODUCTIONS: dict[str, Callable[[Bench], Reproduction]] = {
     "despres-product": despres_product,
     "lipschitz-training": lipschitz_training,
     "despres-cnn": despres_cnn,
+    "daroczy-figure1": daroczy_figure1,
+    "daroczy-figure2": daroczy_figure2,
+    "daroczy-figure3": daroczy_figure3,
+    "daroczy-table2": daroczy_table2,
 }
 
 _ON_DATA = frozenset("root data model weights limit decay seed device tolerance max_gradients quick".split())
+_TRAINED = frozenset("root limit decay seed device quick".split())
 # Which of the settings each one has a use for; `quick` may change nothing.
 TAKEN: Mapping[str, frozenset[str]] = {
     "wang-toy": frozenset({"seed", "device", "quick"}),
@@ -43,6 +51,10 @@ TAKEN: Mapping[str, frozenset[str]] = {
     "despres-product": frozenset({"seed", "quick", "depth"}),
     "lipschitz-training": frozenset({"seed", "quick", "model", "strengths"}),
     "despres-cnn": frozenset({"data", "limit", "decay", "seed", "quick"}),
+    "daroczy-figure1": _TRAINED,
+    "daroczy-figure2": frozenset({"seed", "quick"}),
+    "daroczy-figure3": _TRAINED,
+    "daroczy-table2": _TRAINED,
 }
 # Smallest and largest value of whole-number settings.
 RANGES: Mapping[str, tuple[int, int]] = {"depth": (1, 16), "draws": (2, 100_000)}

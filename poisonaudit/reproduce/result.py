@@ -11,6 +11,7 @@ from poisonaudit.results import finite
 
 REPRODUCTION_SCHEMA = "poisonaudit/reproduction/1"
 DESPRES = "Després and Pintore, Lipschitz stability of deep neural networks in view of applications (slides)"
+DAROCZY = "Daróczy, Tangent space sensitivity and distribution of linear regions in ReLU networks"
 WANG = "Wang, Wang and Ban, Set-valued sensitivity analysis of deep neural networks, AAAI 2025"
 
 LEAD = "Printed values beside ours, with both scalings, and beside retraining."

@@ -13,7 +13,7 @@ from poisonaudit.cli.options import arguments, shared
 
 @click.command("reproduce")
 @click.argument("name")
-@click.option("--root", metavar="DIR", help="Folder of CIFAR-10 in its makers' form; with it the model is resnet56.")
+@click.option("--root", metavar="DIR", help="Folder of CIFAR-10 in its makers' form; wang-* then take resnet56.")
 @shared("model", "weights", "data", "limit")
 @click.option(
     "--decay",
@@ -47,6 +47,7 @@ def command(name: str, resume: bool, out: Path | None, as_json: bool, **given: A
     despres-cnn: --data digits, or mnist:DIR and other pictures; --limit, --decay, --quick and --seed.
     Other despres-*: no data; of the options above only --depth, --draws, --quick and --seed apply.
     lipschitz-training: digits; --model, --strengths, --quick and --seed.
+    daroczy-*: digits, or CIFAR-10 with --root; --limit, --decay, --quick, --seed and --device; -figure2 has no data.
     """
     with reporting() as report:
         from poisonaudit.cli.pipeline.reproduce import run_reproduction

@@ -21,6 +21,7 @@ from poisonaudit.report.sections import (
     poisoned_rows,
     predicted_retrained,
     reproduce,
+    tangent_bounds,
     threat_model,
     untested,
     verdict,
@@ -51,6 +52,7 @@ SECTIONS: dict[str, Section] = {
     "lipschitz-bounds": Section(
         "Lipschitz bounds and certified radii", "lipschitz_bounds.html", lipschitz_bounds.context
     ),
+    "tangent-bounds": Section("Tangent sensitivity under its bounds", "tangent_bounds.html", tangent_bounds.context),
     "fragile-rows": Section("Most fragile training rows", "fragile_rows.html", fragile_rows.context),
     "poisoned-rows": Section("Poisoned beside clean rows", "poisoned_rows.html", poisoned_rows.context),
     "retraining": Section("Predicted against retrained", "predicted_retrained.html", predicted_retrained.context),
