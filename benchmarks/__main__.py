@@ -15,6 +15,7 @@ from benchmarks import (
     lipschitz_tightness,
     memory,
     moduli,
+    predictive_validity,
     products,
     solves,
     tangent,
@@ -36,6 +37,7 @@ _MODULES = (
     attack_convex,
     attack_flag,
     attack_art_setting,
+    predictive_validity,
 )
 ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
 
