@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poisonaudit.audit import art_metrics, certified_radius, lipschitz, solution, stationarity, tangent, weight_noise
+from poisonaudit.audit import (
+    art_metrics,
+    art_privacy,
+    certified_radius,
+    lipschitz,
+    solution,
+    stationarity,
+    tangent,
+    weight_noise,
+)
 from poisonaudit.audit.context import Context, Progress
 from poisonaudit.audit.facts import ended
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
@@ -42,6 +51,8 @@ MEASURES: dict[str, MeasureFunction] = {
     "art.empirical_robustness": art_metrics.empirical_robustness,
     "art.loss_sensitivity": art_metrics.loss_sensitivity,
     "art.clever": art_metrics.clever,
+    "art.shapr": art_privacy.shapr,
+    "art.pdtp": art_privacy.pdtp,
 }
 
 
