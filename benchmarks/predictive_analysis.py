@@ -104,7 +104,7 @@ def analysed(cases: Sequence[Case]) -> dict[str, Any]:
     names = list(dict.fromkeys(name for case in cases for name in case["scores"]))
     judged = [name for name in names if any(c["scores"].get(name, {}).get("direction") != "neutral" for c in cases)]
     told = [_correlations(cases, harms, name, harm) for harm, name in itertools.product(DAMAGES, judged)]
-    tested = [each for each in told if each["within"]["p"] is not None and not _is_baseline(each["score"])]
+    tested = [each for each in told if each["within"]["p"] is not None]
     for each, adjusted in zip(tested, holm([each["within"]["p"] for each in tested]), strict=True):
         each["within"]["p_holm"] = adjusted
     best = {harm: _best_baseline(told, harm) for harm in DAMAGES}
@@ -152,7 +152,7 @@ def _correlations(
             control.append(score(case, CONTROL) or 0.0)
             strata.append(case["model"]["data"])
     told: dict[str, Any] = {"draws": DRAWS, "seed": SEED}
-    permutations = 0 if flagged else PERMUTATIONS
+    permutations = 0 if flagged or _is_baseline(name) else PERMUTATIONS
     partial = None if name == CONTROL else asdict(correlation(x, y, strata, control=control, **told))
     return {
         "score": name,
