@@ -128,6 +128,14 @@ def test_two_tiny_models_end_to_end(tiny_cases: list[dict]) -> None:
     assert predictive_analysis.score(tiny_cases[1], "solution.modulus", flagged=True) > 0
 
 
+def test_too_few_models_have_no_correlations_but_a_page(tiny_cases: list[dict]) -> None:
+    found = predictive_analysis.analysed(tiny_cases)
+    assert found["tests"] == 0 and found["comparisons"] == [] and found["damages"]["movement"]["models"] == 2
+    record = {"summary": found, "date": "2026-11-21", "machine": {"processor": "x"}, "versions": {"torch": "2.15"}}
+    assert "none (n = 2)" in predictive_page.results(record)
+    json.dumps(found, allow_nan=False)
+
+
 def test_an_attack_that_fails_is_kept_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no\n luck")
