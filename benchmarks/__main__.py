@@ -17,6 +17,7 @@ from benchmarks import (
     lipschitz_tightness,
     memory,
     moduli,
+    predictive_validity,
     products,
     solves,
     tangent,
@@ -39,6 +40,7 @@ _MODULES = (
     attack_cost,
     attack_flag,
     attack_art_setting,
+    predictive_validity,
 )
 ALL = {module.__name__.rpartition(".")[2]: module.run for module in _MODULES}
 ALL["attack_flips_runner_up"] = functools.partial(attack_flips.run, "runner_up")

@@ -1,49 +1,68 @@
-"""Metrics of the Adversarial Robustness Toolbox, on a float32 copy of the model."""
+"""Robustness metrics of the Adversarial Robustness Toolbox at prediction time: FGSM, loss gradients, CLEVER."""
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
 
-from poisonaudit.art_estimator import art_classifier, art_session
+from poisonaudit.audit.art_common import (
+    PRECISION,
+    estimator,
+    evaluation_inputs,
+    evaluation_targets,
+    no_classes,
+    told_rows,
+    with_art,
+)
 from poisonaudit.audit.context import Context
 from poisonaudit.audit.facts import measured, not_applicable, skipped
 from poisonaudit.results import Measure
 
-_ROWS = 256
 _FGSM_STEPS = 50
 _CLEVER = {"rows": 20, "batches": 50, "batch_size": 100, "radius": 5.0, "norm": 2}
 # Seconds of one gradient call of ART on a small net; CLEVER makes 2 x batch_size of them per row and class.
 _GRADIENT_CALL = 0.001
+# A score so far below the first-order distance comes from a fit of the extreme value distribution that failed.
+_DEGENERATE = 1e-2
 
 
 def empirical_robustness(context: Context) -> Measure:
     """Mean relative l_inf size of the least FGSM step that changes a prediction, over the rows it does change."""
     name = "art.empirical_robustness"
     if not context.has_classes:
-        return _no_classes(name)
-    x, width = _inputs(context), _width(context)
+        return no_classes(name)
+    every, width = evaluation_inputs(context), _width(context)
+    # The size is relative to that of the row: of rows that are zero it is infinite.
+    x = every[np.abs(every).reshape(len(every), -1).max(1) > 0]
+    if not len(x):
+        return not_applicable(name, "not applicable: all rows are zero, a relative size has no meaning")
 
-    def compute(classifier: Any) -> tuple[float, float]:
+    def compute() -> tuple[float, float]:
         from art.attacks.evasion import FastGradientMethod
         from art.metrics import empirical_robustness as metric
 
+        classifier = estimator(context)
         settings = {"norm": np.inf, "eps": width, "eps_step": width / _FGSM_STEPS, "batch_size": 256}
         crafted = FastGradientMethod(classifier, minimal=True, **settings).generate(x)
         before, after = (classifier.predict(rows).argmax(1) for rows in (x, crafted))
         return float(metric(classifier, x, "fgsm", settings)), float((before != after).mean())
 
-    found = _with_art(context, name, compute)
+    found = with_art(context, name, compute)
     if isinstance(found, Measure):
         return found
     value, fooled = found
-    details = {"rows": f"first {len(x)} of {context.evaluated_on}", "fooled": fooled, "largest_step": width, **_VERSION}
+    details = {
+        "rows": told_rows(context, len(every)),
+        "zero_rows_left_out": len(every) - len(x),
+        "fooled": fooled,
+        "largest_step": width,
+        **PRECISION,
+    }
     if fooled == 0:
         # ART returns 0 here, which would read as "not robust at all".
         return not_applicable(name, f"not applicable: FGSM fooled no row up to l_inf {width:g}", details)
@@ -54,19 +73,18 @@ def loss_sensitivity(context: Context) -> Measure:
     """Mean l_2 norm of the gradient of the cross-entropy in the input, over test rows."""
     name = "art.loss_sensitivity"
     if not context.has_classes:
-        return _no_classes(name)
-    x = _inputs(context)
-    labels = np.eye(context.outputs, dtype=np.float32)[context.evaluation_labels[: len(x)].cpu().numpy()]
+        return no_classes(name)
+    x, targets = evaluation_inputs(context), evaluation_targets(context)
 
-    def compute(classifier: Any) -> float:
+    def compute() -> float:
         from art.metrics import loss_sensitivity as metric
 
-        return float(metric(classifier, x, labels))
+        return float(metric(estimator(context), x, targets))
 
-    found = _with_art(context, name, compute)
+    found = with_art(context, name, compute)
     if isinstance(found, Measure):
         return found
-    details = {"rows": f"first {len(x)} of {context.evaluated_on}", "loss": "cross_entropy", **_VERSION}
+    details = {"rows": told_rows(context, len(x)), "loss": "cross_entropy", **PRECISION}
     return measured(name, found, details=details)
 
 
@@ -74,17 +92,17 @@ def clever(context: Context) -> Measure:
     """CLEVER score, untargeted, l_2: median over 20 test rows, 50 batches of 100, radius 5."""
     name = "art.clever"
     if not context.has_classes:
-        return _no_classes(name)
-    x = _inputs(context)[: int(_CLEVER["rows"])]
+        return no_classes(name)
+    x = evaluation_inputs(context)[: int(_CLEVER["rows"])]
     calls = len(x) * (context.outputs - 1) * 2 * _CLEVER["batch_size"]
     if name not in context.named:
         minutes = math.ceil(calls * _GRADIENT_CALL / 60)
         return skipped(name, f"skipped: cost, about {minutes} minute(s); name {name} to run it")
 
-    def compute(classifier: Any) -> list[float]:
+    def compute() -> list[float]:
         from art.metrics import clever_u
 
-        scores = []
+        classifier, scores = estimator(context), []
         for done, row in enumerate(x):
             if context.progress is not None:
                 context.progress(f"audit: {name}, row {done + 1} of {len(x)}", None)
@@ -92,22 +110,54 @@ def clever(context: Context) -> Measure:
             scores.append(float(clever_u(classifier, row, *settings, verbose=False)))
         return scores
 
-    found = _with_art(context, name, compute)
+    found = with_art(context, name, compute)
     if isinstance(found, Measure):
         return found
-    details = {**_CLEVER, "rows": f"first {len(x)} of {context.evaluated_on}", "scores": found, **_VERSION}
-    return measured(name, statistics.median(found), details=details)
+    near = first_order_distances(context, len(x))
+    failed = sum(score < _DEGENERATE * min(own, _CLEVER["radius"]) for score, own in zip(found, near, strict=True))
+    details = {
+        **_CLEVER,
+        "rows": told_rows(context, len(x)),
+        "scores": found,
+        "first_order_median": _finite(statistics.median(near)),
+        "fits_that_failed": failed,
+        **PRECISION,
+    }
+    share = f"the extreme value fit failed on {failed} of {len(x)} rows, whose scores are near 0 without meaning"
+    reason = share if failed else ""
+    return measured(name, statistics.median(found), valid=2 * failed < len(x), reason=reason, details=details)
 
 
-_VERSION = {"dtype": "float32"}
+def first_order_distances(context: Context, count: int) -> list[float]:
+    """`min_j (z_c - z_j) / |grad (z_c - z_j)|_2` of the first test rows, c the predicted class.
+
+    A CLEVER score is the same with the largest gradient met nearby, so it should be of this order or below.
+
+    Args:
+        context: the audit.
+        count: of rows.
+
+    Returns:
+        One distance a row, infinite where the logits do not depend on the input.
+    """
+    problem, x = context.problem, context.evaluation_rows[:count]
+
+    def logits(row: Tensor) -> Tensor:
+        return problem.outputs(x=row[None])[0]
+
+    with torch.no_grad():
+        scores = problem.outputs(x=x)
+        slopes = vmap(jacrev(logits), chunk_size=1)(x).flatten(2)
+    predicted = scores.argmax(1, keepdim=True)
+    margins = scores.gather(1, predicted) - scores
+    own = slopes.gather(1, predicted[:, :, None].expand(-1, 1, slopes.shape[2]))
+    distances = margins / (own - slopes).norm(dim=2)
+    # The predicted class itself is 0 / 0.
+    return distances.nan_to_num(nan=math.inf).scatter(1, predicted, math.inf).amin(1).tolist()
 
 
-def _no_classes(name: str) -> Measure:
-    return not_applicable(name, "not applicable: the metric is about classes")
-
-
-def _inputs(context: Context) -> Any:
-    return context.evaluation_rows[:_ROWS].detach().float().cpu().numpy()
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _width(context: Context) -> float:
@@ -117,24 +167,3 @@ def _width(context: Context) -> float:
         return float((upper - lower).max())
     rows = context.evaluation_rows
     return max(float(rows.max() - rows.min()), 1e-12)
-
-
-def _with_art(context: Context, name: str, compute: Callable[[Any], Any]) -> Any:
-    """The metric's value, or a "not applicable" measure with what ART said."""
-    model = copy.deepcopy(context.model).float()
-    with art_session(context.seed):
-        # ART checks its arguments and its models with plain exceptions of every type: none of them may stop an audit.
-        try:
-            classifier = art_classifier(
-                model,
-                tuple(context.evaluation_rows.shape[1:]),
-                context.outputs,
-                context.box,
-                # ART differentiates the loss of the whole batch, so a mean would shrink every row by 1/n.
-                reduction="sum",
-                device_type="gpu" if context.problem.device.type == "cuda" else "cpu",
-            )
-            return compute(classifier)
-        except Exception as trouble:
-            said = " ".join(f"{type(trouble).__name__}: {trouble}".split())
-            return not_applicable(name, f"not applicable: ART could not compute it ({said})")

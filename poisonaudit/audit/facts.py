@@ -54,6 +54,10 @@ FACTS: dict[str, Fact] = {
     "art.empirical_robustness": Fact("relative l_inf perturbation (FGSM)", "estimate", "higher_is_safer"),
     "art.loss_sensitivity": Fact("l_2 norm of the loss gradient in the input", "statistic", "lower_is_safer"),
     "art.clever": Fact("input norm (l_2)", "estimate", "higher_is_safer"),
+    "art.shapr": Fact("Shapley value of a training row times their number", "statistic", "lower_is_safer"),
+    "art.pdtp": Fact(
+        "ratio of probabilities with and without a training row, bins of 1 %", "statistic", "lower_is_safer"
+    ),
 }
 _UNKNOWN = Fact("", "estimate", "neutral")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from poisonaudit.audit import (
     art_metrics,
+    art_privacy,
     certified_radius,
     lipschitz,
     solution,
@@ -54,6 +55,8 @@ MEASURES: dict[str, MeasureFunction] = {
     "art.empirical_robustness": art_metrics.empirical_robustness,
     "art.loss_sensitivity": art_metrics.loss_sensitivity,
     "art.clever": art_metrics.clever,
+    "art.shapr": art_privacy.shapr,
+    "art.pdtp": art_privacy.pdtp,
 }
 
 

@@ -133,18 +133,37 @@ GUIDES: dict[str, Guide] = {
     ),
     "art.clever": Guide(
         "CLEVER score",
-        "An estimate of the distance to the nearest input with another class, median over test rows.",
-        "It is an estimate from sampled slopes, not a certificate.",
+        "An estimate of the l_2 distance to the nearest input that the model gives another class, median over test "
+        "rows.",
+        "It is an estimate from sampled slopes, not a certificate: it has been seen below proved radii and above "
+        "attacks. It concerns prediction time, not training.",
     ),
     "art.loss_sensitivity": Guide(
         "Loss sensitivity",
         "Mean size of the loss gradient in the input over test rows.",
-        "It is local and first order; a small value can hide steep slopes nearby.",
+        "It is local and first order; a small value can hide steep slopes nearby, and a sure model has small gradients "
+        "however near its decision boundary is.",
     ),
     "art.empirical_robustness": Guide(
         "Empirical robustness",
-        "Mean least relative perturbation with which the named evasion attack succeeded.",
-        "Another attack may need less. It concerns prediction time, not training.",
+        "Mean least relative perturbation with which one gradient sign step (FGSM) changed a prediction, over the test "
+        "rows on which it did.",
+        "Another attack may need less. Rows on which the attack failed are not in the mean, so look at the share that "
+        "was fooled. It concerns prediction time, not training.",
+    ),
+    "art.shapr": Guide(
+        "SHAPr, most exposed training row",
+        "How much the most exposed training row contributes to answering test rows by their nearest training row in "
+        "the space of the model's outputs: a high value means that the outputs remember this row.",
+        "It is no membership attack and no privacy guarantee. The mean over all rows is an accuracy, and nearly every "
+        "row of a good model is above 0, which ART's documentation calls a leak.",
+    ),
+    "art.pdtp": Guide(
+        "Pointwise differential training privacy",
+        "Largest factor by which leaving out one training row and training again, warm, changed a predicted "
+        "probability. 1 is no visible change.",
+        "It is found on the rows that were left out, not a bound over all. Probabilities are compared in steps of 1 %, "
+        "so near 0 one step already gives 3, and 199 is the most it can show.",
     ),
     "attack.movement": Guide(
         "Movement toward target weights, retrained",
