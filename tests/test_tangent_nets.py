@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from poisonaudit.tangent import (
+    tangent_mean,
     tangent_sensitivity,
     tangent_sensitivity_by_layer,
     tangent_sensitivity_normalised,
@@ -221,3 +224,36 @@ def test_the_normalised_form_of_a_convolution_stays_when_channels_are_rescaled()
         model[4].weight.div_(scale[None, :, None, None])
     torch.testing.assert_close(model(x), outputs, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(tangent_sensitivity_normalised(model, x), before, rtol=1e-9, atol=0)
+
+
+def processor_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Least processor time of several runs after a first one."""
+    function()
+    taken = []
+    for _ in range(repeats):
+        begun = time.process_time()
+        function()
+        taken.append(time.process_time() - begun)
+    return min(taken)
+
+
+def test_wide_inputs_cost_little_more_than_narrow_ones() -> None:
+    seconds = {}
+    for inputs in (64, 3072):
+        model = drawn(chain([inputs, 100, 100, 100, 100, 10], lambda width: nn.ReLU()), 0)
+        x = torch.rand(256, inputs, dtype=torch.float64)
+        seconds[inputs] = processor_seconds(lambda model=model, x=x: tangent_sensitivity(model, x), 5)
+    # 48 times as many inputs; multiplied out the first layers would cost as many times more.
+    assert seconds[3072] < 5 * seconds[64]
+
+
+@pytest.mark.soak
+def test_the_closed_form_is_hundreds_of_times_faster_than_second_derivatives() -> None:
+    model = drawn(chain([64, 100, 100, 100, 100, 10], lambda width: nn.ReLU()), 0)
+    x = torch.rand(4, 64, dtype=torch.float64)
+    exact = second_derivatives(model, x, "jacobian", False)
+    torch.testing.assert_close(tangent_sensitivity(model, x), exact, rtol=1e-10, atol=0)
+    slow = processor_seconds(lambda: second_derivatives(model, x, "jacobian", False), 1)
+    assert slow > 300 * processor_seconds(lambda: tangent_sensitivity(model, x), 5)
+    digits = torch.tensor(load_digits().data / 16.0)
+    assert processor_seconds(lambda: tangent_mean(model, digits), 1) < 5.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
 
 import pytest
 import torch
+from scipy.stats import t
 from torch import Tensor, nn
 from torch.func import jacrev
 
@@ -22,6 +24,7 @@ from poisonaudit.tangent import (
 )
 from poisonaudit.tangent import mean as means
 from poisonaudit.tangent.functional import Network
+from poisonaudit.tangent.probe_interval import mean_interval
 from poisonaudit.tangent.probes import PILOT, fewest_passes, pass_seconds
 
 
@@ -154,11 +157,12 @@ def test_intervals_cover(kind: str, rows_together: int, quick: dict[str, Tensor]
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("rows_together", [16, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_intervals_cover_as_often_as_they_say(kind: str) -> None:
-    model, x = built(kind)
-    exact = float(tangent_sensitivity(model, x).mean())
-    found = [tangent_sensitivity_probes(model, x, seed=seed) for seed in range(400)]
+def test_intervals_cover_as_often_as_they_say(kind: str, rows_together: int, quick: dict[str, Tensor]) -> None:
+    model, x, mixed = prepared(quick, kind, rows_together)
+    exact = float(mixed.square().sum((1, 2, 3)).mean())
+    found = [tangent_sensitivity_probes(model, x, seed=seed, rows_together=rows_together) for seed in range(400)]
     inside = sum(one.interval[0] <= exact <= one.interval[1] for one in found)
     centres = torch.tensor([one.mean for one in found], dtype=torch.float64)
     assert 0.93 <= inside / 400 <= 0.97
@@ -255,6 +259,25 @@ def test_the_mean_takes_the_cheapest_way(monkeypatch: pytest.MonkeyPatch) -> Non
         tangent_mean(model, x, method="probe")
     with pytest.raises(InputRefused, match="PA150"):
         tangent_mean(model, x, method="closed form")
+
+
+def test_an_interval_of_independent_groups_by_hand() -> None:
+    same = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    error, (low, high) = mean_interval([same], [1.0], 0.9)
+    assert error == pytest.approx(statistics.stdev(same.tolist()) / 2)
+    # One group of four draws, too few for their kurtosis: (n + 1) degrees of freedom, see the file.
+    assert math.log(high / 3.0) == pytest.approx(t.ppf(0.95, 5) * error / 3.0) == pytest.approx(math.log(3.0 / low))
+    halves, ends = mean_interval([same, same], [0.5, 0.5], 0.9)
+    assert halves == pytest.approx(error / 2**0.5)
+    assert math.log(ends[1] / 3.0) == pytest.approx(t.ppf(0.95, 10) * halves / 3.0)
+    heavy = torch.cat([torch.ones(30), torch.tensor([40.0])]).double()
+    light = torch.linspace(1.0, 3.0, 31, dtype=torch.float64)
+    widths = [
+        math.log(ends[1] / ends[0]) / 2 for _, ends in (mean_interval([one], [1.0], 0.95) for one in (heavy, light))
+    ]
+    assert widths[0] * heavy.mean() / heavy.std() > 1.3 * widths[1] * light.mean() / light.std()
+    flat = torch.full((3,), 2.0)
+    assert mean_interval([flat], [1.0], 0.95) == (0.0, (2.0, 2.0))
 
 
 def test_largest_rows_first() -> None:

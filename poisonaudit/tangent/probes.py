@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from poisonaudit.errors import UsageError
 from poisonaudit.tangent.checks import check_convention, check_model
 from poisonaudit.tangent.functional import Network, second_derivatives_exist
+from poisonaudit.tangent.probe_interval import mean_interval, row_error
 
 # Rows of a group share the random vector, so that one pass serves them all; groups do not. Twice as many rows a
 # group hardly lower the error of the mean.
@@ -224,28 +225,14 @@ def _settled(
 
 
 def _summarised(drawn: list[Tensor], x: Tensor, level: float, relative_error: float, pilot: int) -> ProbedSensitivity:
-    from scipy.stats import t
-
     count, rows = len(drawn[0]), len(x)
     values = torch.cat([group.mean(0) for group in drawn])
     errors = torch.cat([group.std(0) for group in drawn]) / count**0.5
     mean = float(values.mean())
     # Groups are independent; inside a group only whole means are.
-    shares = torch.tensor([float(group.mean(1).var()) / count * (group.shape[1] / rows) ** 2 for group in drawn])
-    shares = shares.double()
-    variance = float(shares.sum())
-    error = variance**0.5
-    interval = (mean, mean)
-    if mean > 0 and variance > 0:
-        # Satterthwaite; n + 1 because squares of estimated variances are too large by (n + 1) / (n - 1).
-        freedom = variance**2 / float((shares.square() / (count + 1)).sum())
-        width = float(t.ppf(0.5 + level / 2, max(freedom, 1.0))) * error / mean
-        interval = (mean * math.exp(-width), mean * math.exp(min(width, 700.0)))
-    between = 0.0
-    if rows > 1:
-        # The spread of the estimates, less what the probes brought into it.
-        noise = float(errors.square().mean()) - variance
-        between = max(float(values.var()) - noise * rows / (rows - 1), 0.0) / rows
+    error, interval = mean_interval(
+        [group.mean(1).cpu() for group in drawn], [group.shape[1] / rows for group in drawn], level
+    )
     return ProbedSensitivity(
         values=values.to(x.dtype),
         standard_errors=errors.to(x.dtype),
@@ -256,7 +243,7 @@ def _summarised(drawn: list[Tensor], x: Tensor, level: float, relative_error: fl
         probes=count,
         pilot=pilot,
         reached=error <= relative_error * mean,
-        row_standard_error=between**0.5,
+        row_standard_error=row_error(values, errors, error**2),
     )
 
 
