@@ -56,8 +56,8 @@ def _doubt(draws: Tensor) -> float:
 def row_error(values: Tensor, errors: Tensor, variance: float) -> float:
     """Standard error of a mean that rows, seen as a sample, bring to it: their spread less that of the estimates.
 
-    With estimates `v_b` of variance `e_b^2` whose mean has `variance`, the sample variance of the v_b is on average that
-    of the rows plus `n / (n - 1) (mean e_b^2 - variance)`, however the estimates are correlated.
+    With estimates `v_b` of variance `e_b^2` whose mean has `variance`, the sample variance of the v_b is on average
+    that of the rows plus `n / (n - 1) (mean e_b^2 - variance)`, however the estimates are correlated.
 
     Args:
         values: (n,) estimates.
