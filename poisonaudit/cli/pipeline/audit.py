@@ -162,12 +162,13 @@ def stored_victim(
 
     Raises:
         UsageError: PA368, the folder is a run of another command.
-        InputRefused: PA190, the weights are not those the recipe names; PA290, the training rows are not.
+        InputRefused: PA190, the weights are not those the recipe names; PA290, the training rows are not; PA220, PA221
+            or PA222, the recipe is of another schema, damaged, or changed after the run.
     """
     folder = open_run(path)
     if not folder.exists(RECIPE) and any(folder.exists(name) for name in _OTHER_RUNS):
         raise UsageError("PA368", f"{path} is no training run: it has no {RECIPE}. Give a folder that `train` wrote.")
-    recipe = read_result(folder, RECIPE)
+    recipe: dict[str, Any] = read_result(folder, RECIPE, dict)
     changed = {key: value for key, value in (given or {}).items() if value != recipe.get(key)}
     warnings = [
         f"{key} {value!r} is used, {path} was trained with {recipe.get(key)!r}: its weights need not solve this problem"

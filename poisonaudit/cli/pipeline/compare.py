@@ -13,7 +13,7 @@ from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
 from poisonaudit.cli.pipeline.render import write_reports
 from poisonaudit.config.load import plain
 from poisonaudit.config.schema import AuditConfig, CompareConfig
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import UsageError
 from poisonaudit.gates import Gate
 from poisonaudit.report import compare
 from poisonaudit.report.comparison import owner
@@ -106,18 +106,12 @@ def stored_result(run: RunFolder) -> Result | None:
 
     Raises:
         UsageError: PA353, the folder holds nothing that can be compared.
-        InputRefused: PA220, its result is of another schema; PA221, it is damaged.
+        InputRefused: PA220, its result is of another schema; PA221, it is damaged; PA222, it was changed after the run.
     """
     name = result_name(run)
     if name == "train.json":
         return None
-    body = read_result(run, name)
-    try:
-        return _READERS[name](body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputRefused(
-            "PA221", f"{run.path / name} is damaged ({type(error).__name__}: {error}). Run the command again."
-        ) from None
+    return read_result(run, name, _READERS[name])
 
 
 def result_name(run: RunFolder) -> str:
