@@ -199,6 +199,24 @@ def test_fail_on_decides_the_exit_code(
         assert outcome in result.stdout
 
 
+def test_a_bug_in_one_measure_leaves_the_audit_and_exits_4(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from poisonaudit.audit import MEASURES
+
+    def broken(_: Any) -> None:
+        raise IndexError("no such column")
+
+    monkeypatch.setitem(MEASURES, "solution.modulus", broken)
+    result = call("audit", trained, *QUICK, "--out", tmp_path / "a", code=4)
+    assert "warning: solution.modulus failed: IndexError: no such column" in result.stderr
+    stored = {item["id"]: item for item in body_of(tmp_path / "a" / "audit.json")["measures"]}
+    assert stored["solution.modulus"]["details"]["bug"] and not stored["solution.modulus"]["valid"]
+    assert stored["solution.row_modulus_max"]["valid"] and (tmp_path / "a" / "report.html").is_file()
+    gated = call("audit", trained, *QUICK, "--fail-on", "solution.modulus>1", "--out", tmp_path / "b", code=1)
+    assert "INCONCLUSIVE" in gated.stdout
+
+
 def test_changed_weights_and_changed_data_are_refused(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "train"
     run.mkdir()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poisonaudit.audit import audit, select_measures
+from poisonaudit.audit import audit, bugs, select_measures
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.folder import open_run, read_result, refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
@@ -89,6 +89,8 @@ def run_audit(
             progress=report,
         )
         result = replace(result, gates=tuple(apply_gates(gates, [result])))
+        for measure in bugs(result):
+            report.warn(f"{measure.id} {measure.reason}; the other measures are kept")
         folder.write_json("audit.json", result.to_json())
         write_reports(folder, result, report, arguments)
         invocation = {"words": arguments or [], "config": plain(config)}
