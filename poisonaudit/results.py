@@ -204,20 +204,6 @@ class AttackResult:
     inspection: Mapping[str, Any] = field(default_factory=dict)
     verified_cost: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def verified_rows(self) -> float | None:
-        """Training rows of the smallest budget that retraining confirmed, None where there is none.
-
-        The searched number of rows or, where the radius was searched, the number of rows it was searched with.
-        """
-        cost = self.verified_cost if isinstance(self.verified_cost, Mapping) else {}
-        value = cost.get("value")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        if cost.get("over") != "radius":
-            return float(value)
-        return float(len(self.rows)) if self.rows else None
-
     def to_json(self) -> dict[str, Any]:
         """The `poisonaudit/attack/1` form; holds no NaN or Infinity."""
         body = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

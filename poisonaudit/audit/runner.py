@@ -103,7 +103,8 @@ def audit(
     """Score one model.
 
     A measure that cannot apply, costs too much or fails, numerically or by a bug (`details.bug`), is listed with that
-    status and its reason; it never stops the others. Work shared by measures of a family is charged to the first of them (`seconds`).
+    status and its reason; it never stops the others. Work shared by measures of a family is charged to the first of
+    them (`seconds`).
 
     Args:
         problem: the trained model and its training rows.
