@@ -17,7 +17,7 @@ from poisonaudit.audit import art_metrics, certified_radius, lipschitz, solution
 from poisonaudit.audit.context import Context, Progress
 from poisonaudit.audit.facts import ended
 from poisonaudit.errors import InputRefused, NumericalFailure, PoisonAuditError, UsageError
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.registry import lookup, third_party, unknown_name
 from poisonaudit.results import AuditResult, Measure
 
@@ -132,6 +132,7 @@ def audit(
             from the list of measures.
         InputRefused: PA121, PA210, PA211 or PA212, the test rows or labels do not fit the problem.
     """
+    expect_problem(problem, "audit")
     chosen, named = select_measures(measures)
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise UsageError("PA323", f"rows is {rows!r}. Give the number of training rows to measure, at least 1.")
