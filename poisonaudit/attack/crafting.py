@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poisonaudit.attack.arguments import expect_attack, whole_number
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, over_members, trained_solutions
+from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, MemberGoal, over_members, trained_solutions
 from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
@@ -209,7 +209,7 @@ def craft(
         weights=final.problems[0].weights,
         products=products + used,
         seconds=time.perf_counter() - begun,
-        notes=(*remarks, *_notes(task, final, history), *notes),
+        notes=(*remarks, *_notes(task, final, history, members), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
 
@@ -327,11 +327,16 @@ def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...
     return best, tuple(notes), gradients
 
 
-def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: int) -> tuple[str, ...]:
     """What the reader of the result should know."""
     notes = []
     if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
+    if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
+        notes.append(
+            f"members is {members} and changes nothing: H has no kernel here (decay {task.problem.decay:g}), so each "
+            "solution set is a single point"
+        )
     if task.allowed.outside:
         notes.append(
             f"{task.allowed.outside} of the chosen rows lie outside the box; their entries there may stay or come "

@@ -36,6 +36,7 @@ def attack_text(result: AttackResult) -> str:
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
+    lines += [one_line(f"poison: {note}") for note in result.notes]
     lines += [f"prediction: {note}" for note in result.predicted.get("notes") or ()]
     if cost_line(result):
         lines.append(cost_line(result))

@@ -112,7 +112,10 @@ def attack_lines(page: Page) -> list[str]:
             name = trial.name if trial.training == "tight" else f"{trial.name}, {TRAININGS[trial.training].lower()}"
             rows.append([found.label, word, name, *shown, agrees])
     head = ["Attack", "Quantity", "Training", "Value", "Retrained / predicted", "Control", "Standing"]
-    sentences = [f"- **{escaped(f.label)}** on {escaped(f.model)}: {escaped(f.sentence)}" for f in page.findings]
+    sentences = [
+        f"- **{escaped(f.label)}** on {escaped(f.model)}: {escaped(' '.join((f.sentence, *f.remarks)))}"
+        for f in page.findings
+    ]
     return [*table(head, rows), "", *sentences]
 
 

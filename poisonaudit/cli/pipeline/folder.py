@@ -15,12 +15,13 @@ from poisonaudit.store import RunFolder, sha256_file
 Value = TypeVar("Value")
 
 
-def refuse_taken(out: Path | None, *, resume: bool = False) -> None:
+def refuse_taken(out: Path | None, *, resume: bool = False, resumable: bool = False) -> None:
     """Refuse an `--out` that cannot be used, before any work is done.
 
     Args:
         out: what the user gave.
         resume: whether a non-empty folder is meant.
+        resumable: whether the command has `--resume`.
 
     Raises:
         UsageError: PA310, it is a file or a non-empty folder; PA312, no folder to resume; PA352, nothing to resume.
@@ -32,9 +33,8 @@ def refuse_taken(out: Path | None, *, resume: bool = False) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError("PA310", f"{out} is a file, not a folder. Pass another --out.")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise UsageError(
-            "PA310", f"{out} exists and is not empty. Pass another --out, or --resume to go on with an interrupted run."
-        )
+        other = ", or --resume to go on with an interrupted run" if resumable else ""
+        raise UsageError("PA310", f"{out} exists and is not empty. Pass another --out{other}.")
     if resume and not out.is_dir():
         raise UsageError("PA352", f"there is no run {out} to resume. Start it without --resume.")
 

@@ -79,7 +79,7 @@ def check_attack(body: Mapping[str, Any]) -> None:
     for key in ("budget", "predicted", "retrained", "control", "detectors", "cost", "baselines", "inspection",
                 "verified_cost"):  # fmt: skip
         _must(isinstance(body.get(key) or {}, dict), key, "a mapping", body.get(key))
-    for key in ("rows", "history", "pictures", "hardening"):
+    for key in ("rows", "history", "pictures", "hardening", "notes"):
         _must(isinstance(body.get(key) or [], list), key, "a list", body.get(key))
     _must(all(map(_is_whole, body.get("rows") or ())), "rows", "a list of whole numbers", body.get("rows"))
     _must_be_number(body.get("budget") or {}, "radius", "budget.")
