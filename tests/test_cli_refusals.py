@@ -310,6 +310,7 @@ def test_attack_advises_what_it_has(workplace: Path) -> None:
     """It has neither --weights nor --model, which other commands are told to pass."""
     save_file({"weight": torch.zeros(3, 12), "bias": torch.zeros(3)}, workplace / "other.safetensors")
     base = ["attack", "target-weights-label-flips", "--set", "model=linear", "--set", "data=wine", "--out", "out"]
+    base += ["--limit", "60"]
     for file, code in (("absent.pt", "PA101"), ("other.safetensors", "PA11")):
         words = [*base, "--set", f"objective.source={{file: {file}}}"]
         said = refused(words, 3, code, "objective.source.file: ", "Name a file with weights of linear.").stderr

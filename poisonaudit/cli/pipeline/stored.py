@@ -32,7 +32,7 @@ def check_training(body: Mapping[str, Any]) -> None:
     for key in ("loss", "dtype"):
         _must(body.get(key) is None or isinstance(body[key], str), key, "a text", body.get(key))
     decay = body.get("decay")
-    _must(_is_number(decay) and decay >= 0, "decay", "a number >= 0", decay)
+    _must(isinstance(decay, int | float) and _is_number(decay) and decay >= 0, "decay", "a number >= 0", decay)
     _must(_is_whole(body.get("seed")), "seed", "a whole number", body.get("seed"))
     _must(body.get("limit") is None or _is_whole(body["limit"]), "limit", "a whole number", body.get("limit"))
     ids = body.get("train_ids")
