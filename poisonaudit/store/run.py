@@ -64,7 +64,7 @@ class RunFolder:
             raise UsageError(
                 "PA310",
                 f"{path} is not empty ({len(present)} entries, first {present[0]!r}). "
-                "Choose another folder, or resume the run in it where its command can.",
+                "Choose another --out, or pass --resume to go on with the run in it.",
             )
         run = cls(path=path, created=_text(now))
         _remove_leftovers(path)
