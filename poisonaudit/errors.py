@@ -53,3 +53,20 @@ class StorageError(PoisonAuditError, OSError):
 
 class UntrustedNumber(UserWarning):
     """A number was returned bare, and the point it was computed at does not allow to trust it."""
+
+
+def wrong_type(function: str, argument: str, got: object, needed: str) -> UsageError:
+    """The refusal of an argument of the wrong type, code PA314.
+
+    Args:
+        function: that was called.
+        argument: its name.
+        got: what was passed.
+        needed: what is needed and how to get it, as a sentence.
+
+    Returns:
+        The error, to be raised.
+    """
+    kind, shown = type(got).__name__, repr(got)
+    told = f" ({shown})" if got is not None and "\n" not in shown and len(shown) <= 40 else ""
+    return UsageError("PA314", f"{function} got a {kind}{told} for {argument}. {needed}")

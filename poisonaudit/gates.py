@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from poisonaudit.errors import UsageError
-from poisonaudit.quantities import flat_outcome, quantity_of
+from poisonaudit.quantities import flat_outcome, quantity_of, verified_budget
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import AttackResult, AuditResult, Direction, GateOutcome, Measure
 
 ATTACK_MEASURES: dict[str, str] = {
     "attack.movement": "share of the way to the target weights",
     "attack.flip_success": "share of fresh retrainings that give the wanted prediction",
-    # A single attack has it where its smallest budget was searched; `compare` takes the cheapest of several.
-    "attack.verified_cost": "training rows",
+    # A single attack has it where its smallest budget was searched, in the unit of what was searched; `compare` takes
+    # the cheapest of several in one unit.
+    "attack.verified_cost": "training rows, or the radius of each row",
 }
 _RULE = re.compile(r"\s*([A-Za-z][A-Za-z0-9_.-]*)\s*([<>])\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
@@ -98,6 +99,9 @@ def evaluate(
         fact = f"{gate.id} is not valid: {measure.reason or 'it has no value'}"
         return GateOutcome(gate.rule, "INCONCLUSIVE", fact, name)
     said = "infinite" if math.isinf(number) else f"{number:.6g}"
+    if measure.id == "attack.verified_cost":
+        # A number of rows and a radius are gated by the same rule: the unit decides what the rule meant.
+        said += f" ({measure.unit}{_with(measure.details.get('beside'))})"
     if gate.crossed(number):
         way = "below" if gate.operator == "<" else "above"
         return GateOutcome(gate.rule, "FAIL", f"{gate.id} is {said}, {way} {gate.threshold:g}", name)
@@ -111,7 +115,8 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     `attack.movement` (attacks toward target weights): mean over fresh retrainings, the warm one where there are none.
     `attack.flip_success` (attacks on predictions): share of fresh retrainings with success; without fresh ones it
     has no valid value. Retrainings that did not converge count, and make the measure invalid.
-    `attack.verified_cost` (where the smallest budget was searched): training rows at which success was confirmed.
+    `attack.verified_cost` (where the smallest budget was searched): the rows, or the radius, at which success was
+    confirmed; its unit says which, and `details.beside` the rest of the budget.
 
     Args:
         result: of one attack.
@@ -167,19 +172,23 @@ def _flip_success(
 
 
 def _verified_cost(result: AttackResult) -> Measure:
-    cost, rows = result.verified_cost, result.verified_rows
+    cost, found = result.verified_cost, verified_budget(result.verified_cost, result.budget, result.rows)
     details = {key: cost.get(key) for key in ("over", "value", "unit", "lower", "upper", "predicted")}
-    reason = "" if rows is not None else str(cost.get("reason") or "retraining confirmed success at no budget tried")
+    none = str(cost.get("reason") or "retraining confirmed success at no budget tried")
     return Measure(
         "attack.verified_cost",
-        rows,
-        ATTACK_MEASURES["attack.verified_cost"],
+        found.value,
+        found.unit,
         "upper",
         "higher_is_safer",
-        rows is not None,
-        reason,
-        {"status": "measured", **details},
+        found.value is not None,
+        "" if found.value is not None else none,
+        {"status": "measured", **details, "beside": found.beside},
     )
+
+
+def _with(beside: Any) -> str:
+    return f"; with {beside}" if beside else ""
 
 
 def _attack_measure(name: str, value: float | None, doubts: str, details: Mapping[str, Any]) -> Measure:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, wrong_type
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.losses import resolve_loss
 
@@ -202,6 +202,42 @@ class Problem:
     def __repr__(self) -> str:
         loss = self.loss if isinstance(self.loss, str) else getattr(self.loss, "__name__", "callable")
         return f"Problem(p={self.size}, n={self.rows}, loss={loss}, decay={self.decay:g}, {self.dtype})"
+
+
+def expect_problem(problem: object, function: str) -> None:
+    """Refuse anything but a Problem where one is needed.
+
+    Args:
+        problem: what was passed.
+        function: that needs it.
+
+    Raises:
+        UsageError: PA314, it is something else.
+    """
+    if not isinstance(problem, Problem):
+        raise wrong_type(function, "problem", problem, "Pass poisonaudit.Problem(model, loss, x, y, decay).")
+
+
+def expect_weights(problem: object, weights: object, function: str) -> None:
+    """Refuse weights that are not those of a problem's model.
+
+    Args:
+        problem: whose weights they are to be.
+        weights: what was passed.
+        function: that needs them.
+
+    Raises:
+        InputRefused: PA125, they are no tensor (p,).
+    """
+    expect_problem(problem, function)
+    assert isinstance(problem, Problem)
+    if not isinstance(weights, Tensor) or weights.shape != problem.weights.shape:
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+        raise InputRefused(
+            "PA125",
+            f"{function} got weights {got}, this problem has {tuple(problem.weights.shape)}. Flatten in "
+            "named_parameters() order.",
+        )
 
 
 def _refuse_other_types(model: object, x: object, y: object, decay: object, memory_limit: object) -> None:

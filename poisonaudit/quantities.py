@@ -219,3 +219,54 @@ def _unknown(kind: str, near: Quantity | None) -> Quantity:
         kind, kind, kind, "success", "success", "The objective's own success.",
         "side", 0.0, None, False, False, "stored", "", "",
     )  # fmt: skip
+
+
+ROWS_UNIT = "training rows"
+
+
+@dataclass(frozen=True)
+class VerifiedBudget:
+    """The smallest budget that retraining confirmed, in the unit of what was searched.
+
+    Attributes:
+        value: the number, None where no budget succeeded.
+        unit: what it counts: training rows, or the radius of each row in its norm and unit. Numbers in different units
+            cannot be ranked.
+        beside: the part of the budget that was not searched, in words.
+        over: "rows" or "radius".
+    """
+
+    value: float | None
+    unit: str
+    beside: str
+    over: Literal["rows", "radius"]
+
+
+def verified_budget(cost: Any, budget: Any, rows: Any) -> VerifiedBudget:
+    """Read a stored `verified_cost` beside the attack's own budget; anything may be missing or null.
+
+    Args:
+        cost: `verified_cost` of an attack.
+        budget: of the attack.
+        rows: ids of its poisoned rows.
+
+    Returns:
+        Number, unit and the rest of the budget.
+    """
+    found: Mapping[str, Any] = cost if isinstance(cost, Mapping) else {}
+    known: Mapping[str, Any] = budget if isinstance(budget, Mapping) else {}
+    norm = f"{known['norm']} " if isinstance(known.get("norm"), str) else ""
+    value = _finite(found.get("value"))
+    if found.get("over") == "radius":
+        count = f"{len(rows)} {ROWS_UNIT}" if isinstance(rows, Sequence) and rows else "a number of rows not stated"
+        return VerifiedBudget(value, f"{norm}radius in {found.get('unit') or 'input units'}", count, "radius")
+    radius = _finite(known.get("radius"))
+    unit = f" {known['unit']}" if isinstance(known.get("unit"), str) else ""
+    told = "a radius not stated" if radius is None else f"{norm}radius {radius:.4g}{unit}"
+    return VerifiedBudget(value, ROWS_UNIT, told, "rows")
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

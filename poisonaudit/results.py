@@ -19,7 +19,7 @@ _ATTACK_MAPPINGS = {
     "recipe", "budget", "predicted", "retrained", "control", "detectors", "cost", "inputs", "environment", "baselines",
     "inspection", "verified_cost",
 }  # fmt: skip
-_ATTACK_SEQUENCES = {"rows", "history", "pictures", "hardening"}
+_ATTACK_SEQUENCES = {"rows", "history", "pictures", "hardening", "notes"}
 
 Kind = Literal["exact", "upper", "lower", "estimate", "statistic"]
 Direction = Literal["lower_is_safer", "higher_is_safer", "neutral"]
@@ -180,6 +180,7 @@ class AttackResult:
         verified_cost: the smallest budget at which retraining confirmed success: {"over": "rows" or "radius",
             "value" (None where none was found), "unit", "lower" (largest shown not to succeed), "upper" (smallest
             shown to succeed), "predicted", "trials", "reason"}.
+        notes: what else there is to know of the poison, in sentences (columns that cannot move, rows outside the box).
     """
 
     name: str
@@ -203,20 +204,7 @@ class AttackResult:
     baselines: Mapping[str, Any] = field(default_factory=dict)
     inspection: Mapping[str, Any] = field(default_factory=dict)
     verified_cost: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def verified_rows(self) -> float | None:
-        """Training rows of the smallest budget that retraining confirmed, None where there is none.
-
-        The searched number of rows or, where the radius was searched, the number of rows it was searched with.
-        """
-        cost = self.verified_cost if isinstance(self.verified_cost, Mapping) else {}
-        value = cost.get("value")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        if cost.get("over") != "radius":
-            return float(value)
-        return float(len(self.rows)) if self.rows else None
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The `poisonaudit/attack/1` form; holds no NaN or Infinity."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
 from poisonaudit.newton import DENSE_LIMIT, SADDLE, Polished, polish
 from poisonaudit.operators import linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.solvers import curvature_ends
 from poisonaudit.warm_up import EPOCHS, in_statistics_of, needs_warm_up, warm_up
 
@@ -98,6 +98,7 @@ def fit(
         UsageError: PA304, an argument is out of range.
         NumericalFailure: PA402, the objective is not finite at the start.
     """
+    expect_problem(problem, "fit")
     budget = math.inf if max_gradients is None else max_gradients
     if (
         not 0.0 < tolerance < math.inf

@@ -189,6 +189,24 @@ def test_another_weight_decay_in_the_optimiser_is_said(trained, digits, target, 
         assert ("weight_decay 0, the poison is made for training with decay 0.01" in caplog.text) == said
 
 
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_a_decoupled_decay_is_another_objective(trained, decoupled):
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    model = copy.deepcopy(trained)
+    classifier = classifier_of(model, optimizer=kind(model.parameters(), lr=0.1, weight_decay=DECAY))
+    attack = SolutionSetPoisoningAttack(classifier, np.zeros(64), 1, **QUICK)
+    assert attack._decoupled(classifier.optimizer.param_groups) == decoupled
+
+
+def test_adamw_is_said_to_decay_otherwise(trained, digits, target, caplog):
+    model = copy.deepcopy(trained)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=DECAY)
+    attack = SolutionSetPoisoningAttack(classifier_of(model, optimizer=optimiser), *target, **QUICK)
+    with caplog.at_level(logging.WARNING, logger="poisonaudit.attack.art"):
+        attack.poison(*digits[:2])
+    assert "AdamW, takes its weight_decay off the weights apart from the gradient" in caplog.text
+
+
 def test_art_and_native_retraining_reach_what_was_predicted(trained, digits, target):
     """One minimum: the clone that ART fits from fresh weights in float32 must show the predicted margin."""
     torch.manual_seed(0)

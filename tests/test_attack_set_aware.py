@@ -115,6 +115,12 @@ def test_members_of_a_manifold_of_solutions_share_the_goal() -> None:
     assert worst.value(problem.weights) == pytest.approx(float(0.5 * apart.square().sum(1).max()), rel=1e-12)
 
 
+def test_members_that_change_nothing_are_said_to(net: Problem) -> None:
+    told = craft(net, flip(net), BUDGET, members=3, steps=1).notes
+    assert any(note.startswith("members is 3 and changes nothing: H has no kernel here") for note in told)
+    assert not any("members" in note for note in craft(net, flip(net), BUDGET, steps=1).notes)
+
+
 def test_members_change_nothing_where_the_solution_is_unique(net: Problem) -> None:
     goal = flip(net).bind(net)
     assert over_members(net, goal, 3, 0.1, "mean", 0) is goal

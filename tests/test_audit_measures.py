@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.audit import MEASURES, Context, audit, known_measures, select_measures, solution
+from poisonaudit.audit import MEASURES, Context, audit, bugs, known_measures, select_measures, solution
 from poisonaudit.audit import runner as _runner
 from poisonaudit.audit.facts import FACTS, measured
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
@@ -290,15 +290,34 @@ def test_numerical_failures_stop_nothing(
         assert len(calls) == 1  # shared work that failed is not tried again
 
 
-def test_bugs_are_not_swallowed(logistic: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    for bug in (TypeError("bug"), KeyError("bug"), RuntimeError("bug"), AttributeError("bug")):
+@pytest.mark.parametrize("bug", [TypeError("no way"), KeyError("no way"), RuntimeError("no way")])
+def test_a_bug_in_one_measure_is_marked_and_loses_no_other(
+    logistic: Problem, monkeypatch: pytest.MonkeyPatch, bug: Exception
+) -> None:
+    calls = []
 
-        def fails(*_: Any, error: Exception = bug, **__: Any) -> None:
-            raise error
+    def fails(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise bug
 
-        monkeypatch.setattr(solution, "lipschitz_modulus", fails)
-        with pytest.raises(type(bug)):
-            audit(logistic, ["solution"])
+    monkeypatch.setattr(solution, "lipschitz_modulus", fails)
+    result = audit(logistic, ["solution"])
+    for name in ("solution.modulus", "solution.poison_budget"):
+        found = result.measures[name]
+        assert found.status == "failed" and not found.valid and found.value is None
+        assert found.details["bug"] and "test_audit_measures.py" in found.details["where"]
+        assert found.reason.startswith(f"failed: {type(bug).__name__}: ") and "no way" in found.reason
+    assert {measure.id for measure in bugs(result)} == {"solution.modulus", "solution.poison_budget"}
+    assert result.measures["solution.row_modulus_max"].status == "measured" and len(calls) == 1
+
+
+def test_an_interrupt_still_ends_the_audit(logistic: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(solution, "lipschitz_modulus", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        audit(logistic, ["solution.modulus"])
 
 
 def test_other_packages_add_measures(logistic: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +337,8 @@ def test_other_packages_add_measures(logistic: Problem, monkeypatch: pytest.Monk
 
     plain = Measure("mine.inf", math.inf, "", "estimate", "neutral")
     assert _runner.run_measure("mine.inf", lambda _: plain, context).infinite
+    nothing: Any = lambda _: None  # noqa: E731
+    assert "returned a NoneType" in _runner.run_measure("mine.none", nothing, context).reason
 
 
 def test_fragile_rows_carry_ids_pictures_and_features() -> None:

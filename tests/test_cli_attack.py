@@ -125,13 +125,40 @@ def test_staged_retraining_is_the_librarys(attacked: Path) -> None:
     assert body["retrained"]["summary"].keys() == direct.summary().keys()
 
 
+def test_what_is_known_of_the_poison_is_in_every_result(tmp_path: Path) -> None:
+    sets = ["model=linear", "limit=60", "budget={rows: 2, radius: 0.01, integer: [magnesium]}", "craft.steps=1",
+            "retrain={fresh: 0, loose: 0}", "baselines=[]", "detectors=false", "inspection=false"]  # fmt: skip
+    words = ["attack", "flip-one-wine", *(word for change in sets for word in ("--set", change))]
+    said = call(*words, "--out", tmp_path / "run")
+    body = result_of(tmp_path / "run")
+    (note,) = [text for text in body["notes"] if "cannot move" in text]
+    assert note.startswith("column magnesium (step")
+    assert f"poison: {note}" in said.stdout
+    assert "Poison: column magnesium (step" in (tmp_path / "run" / "report.html").read_text()
+    call("report", tmp_path / "run", "--format", "md")
+    assert "column magnesium" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_rehearsal_on_a_stored_victim_tells_of_that_victim(tmp_path: Path) -> None:
+    train = ["train", "--model", "linear", "--data", "breast_cancer", "--decay", "1e-2", "--limit", "50"]
+    call(*train, "--out", tmp_path / "train")
+    words = ["attack", "flip-one-tumour", "--set", f"victim={tmp_path / 'train'}", "--dry-run"]
+    config = json.loads(call(*words, "--json").stdout)["config"]
+    own = {"model": "linear", "data": "breast_cancer", "limit": 50, "decay": 0.01, "loss": "cross_entropy"}
+    assert {key: config[key] for key in own} == own
+    assert "limit: 50" in call(*words).stdout
+
+
 def test_attack_on_a_stored_victim_is_joined_to_its_audit(tmp_path: Path) -> None:
     words = ["--model", "linear", "--data", "breast_cancer", "--decay", "1e-3", "--limit", "60"]
     call("train", *words, "--out", tmp_path / "train")
     call("audit", tmp_path / "train", "--measures", "stationarity", "--out", tmp_path / "audit")
     call(*WORDS, "--set", f"victim={tmp_path / 'train'}", "--out", tmp_path / "stored")
     call(*WORDS, "--out", tmp_path / "trained")
-    call("compare", tmp_path / "audit", tmp_path / "stored", tmp_path / "trained", "--out", tmp_path / "compare")
+    said = call("compare", tmp_path / "audit", tmp_path / "stored", tmp_path / "trained", "--out", tmp_path / "compare")
+    # Two runs of one recipe on one model are told apart by their folders.
+    for run in ("stored", "trained"):
+        assert len([line for line in said.stdout.splitlines() if f"flip-one-tumour ({run})" in line]) == 1
     body = json.loads((tmp_path / "compare" / "comparison.json").read_text())
     joined = {item["id"]: item for item in body["audits"][0]["measures"]}
     # The recipe trains the same model from the same seed, so both attacks are attacks on the audited weights.

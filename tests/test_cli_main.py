@@ -129,13 +129,31 @@ def test_one_line_cannot_steer_a_terminal() -> None:
 
 def test_debug_shows_the_traceback() -> None:
     result = CliRunner().invoke(cli, ["--debug", "ls", "modles"])
-    assert isinstance(result.exception, UsageError)
+    assert result.exit_code == 2 and "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("PA301 unknown")
     script = "from poisonaudit.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "ls", "modles", "--debug"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("no way"), 4), (InputRefused("PA110", "x"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_debug_keeps_the_exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
+    from poisonaudit.cli.commands import ls
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ls.command, "callback", broken)
+    for words in (["ls", "models"], ["--debug", "ls", "models"]):
+        result = CliRunner().invoke(cli, words)
+        assert result.exit_code == code
+        assert ("Traceback" in result.stderr) == ("--debug" in words)
+        assert result.stderr.splitlines()[-1] == describe(error)[0]
 
 
 def test_closed_pipe_is_no_error() -> None:

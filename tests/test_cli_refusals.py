@@ -257,8 +257,9 @@ def test_taken_and_impossible_folders(workplace: Path) -> None:
     assert [path.name for path in (workplace / "taken").iterdir()] == ["mine.txt"]
     refused([*words, "taken/mine.txt"], 2)
     (workplace / "empty").mkdir()
-    for command in (["demo"], ["compare", "taken"], ["attack", "flip-one-digit"]):
-        refused([*command, "--out", "taken"], 2, "PA310")
+    for command in (["demo"], ["compare", "taken"], ["audit", "taken"]):
+        assert "--resume" not in refused([*command, "--out", "taken"], 2, "PA310").stderr
+    refused(["attack", "flip-one-digit", "--out", "taken"], 2, "PA310", "or --resume")
     refused(["attack", "flip-one-digit", "--resume"], 2, "PA312")
 
 
@@ -303,6 +304,29 @@ def test_flips_that_do_not_fit_their_data(workplace: Path) -> None:
         words = ["attack", recipe, "--limit", "60", "--set", change, "--out", "out"]
         refused(words, 3 if "absent" in change else 2, "PA")
     untouched(workplace)
+
+
+def test_attack_advises_what_it_has(workplace: Path) -> None:
+    """It has neither --weights nor --model, which other commands are told to pass."""
+    save_file({"weight": torch.zeros(3, 12), "bias": torch.zeros(3)}, workplace / "other.safetensors")
+    base = ["attack", "target-weights-label-flips", "--set", "model=linear", "--set", "data=wine", "--out", "out"]
+    base += ["--limit", "60"]
+    for file, code in (("absent.pt", "PA101"), ("other.safetensors", "PA11")):
+        words = [*base, "--set", f"objective.source={{file: {file}}}"]
+        said = refused(words, 3, code, "objective.source.file: ", "Name a file with weights of linear.").stderr
+        assert "--weights" not in said and "--model" not in said
+    said = refused([*base, "--set", "weights=absent.pt"], 3, "PA101", "Check the path in weights.").stderr
+    assert "--weights" not in said
+    said = refused([*base, "--set", "model=mlp:12-4-3"], 3, "PA132", "Pass --set model=mlp:13-4-3.").stderr
+    assert "--model" not in said
+    refused(["train", "--model", "mlp:12-4-3", "--data", "wine", "--out", "out"], 3, "PA132", "Pass --model mlp:13")
+    untouched(workplace)
+
+
+def test_a_layer_of_width_zero_is_the_fault_that_is_named(workplace: Path) -> None:
+    words = ["train", "--data", "wine", "--out", "out", "--model"]
+    refused([*words, "mlp:13-0-3"], 2, "PA325 mlp:13-0-3 has a layer of width 0")
+    refused([*words, "mlp:13-9999999-9999999-3"], 2, "PA325", "at most 500000000")
 
 
 def test_runs_that_hold_something_else(workplace: Path) -> None:

@@ -24,6 +24,13 @@ def call(*words: str | Path, code: int = 0) -> Result:
     return result
 
 
+def record(run: Path, name: str) -> None:
+    """Make the manifest agree with a file again, as a careful forger would."""
+    manifest = body_of(run / "manifest.json")
+    manifest["files"][name] = sha256_file(run / name)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
 def body_of(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text())
     return found
@@ -192,6 +199,24 @@ def test_fail_on_decides_the_exit_code(
         assert outcome in result.stdout
 
 
+def test_a_bug_in_one_measure_leaves_the_audit_and_exits_4(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from poisonaudit.audit import MEASURES
+
+    def broken(_: Any) -> None:
+        raise IndexError("no such column")
+
+    monkeypatch.setitem(MEASURES, "solution.modulus", broken)
+    result = call("audit", trained, *QUICK, "--out", tmp_path / "a", code=4)
+    assert "warning: solution.modulus failed: IndexError: no such column" in result.stderr
+    stored = {item["id"]: item for item in body_of(tmp_path / "a" / "audit.json")["measures"]}
+    assert stored["solution.modulus"]["details"]["bug"] and not stored["solution.modulus"]["valid"]
+    assert stored["solution.row_modulus_max"]["valid"] and (tmp_path / "a" / "report.html").is_file()
+    gated = call("audit", trained, *QUICK, "--fail-on", "solution.modulus>1", "--out", tmp_path / "b", code=1)
+    assert "INCONCLUSIVE" in gated.stdout
+
+
 def test_changed_weights_and_changed_data_are_refused(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "train"
     run.mkdir()
@@ -206,6 +231,8 @@ def test_changed_weights_and_changed_data_are_refused(trained: Path, tmp_path: P
     recipe["train_ids"] = recipe["train_ids"][::-1]
     (run / "weights.safetensors").write_bytes((trained / "weights.safetensors").read_bytes())
     (run / "train.json").write_text(json.dumps(recipe))
+    assert call("audit", run, "--out", tmp_path / "a", code=3).stderr.startswith("PA222")
+    record(run, "train.json")
     assert call("audit", run, "--out", tmp_path / "a", code=3).stderr.startswith("PA290")
     assert not (tmp_path / "a").exists()
 

@@ -217,7 +217,8 @@ def test_verified_cost_is_joined_shown_and_gated() -> None:
     assert "12 training rows" in head and "predicted: 9" in head and "othernot searched" in head
     radius = {"over": "radius", "value": 0.0314, "unit": "input units", "lower": None, "upper": 0.0314}
     over_radius = cell_of(dataclasses.replace(full_attack(), verified_cost=radius))
-    assert over_radius.value == 20 and "radius 0.0314 input units" in over_radius.reason  # rows it was searched with
+    assert over_radius.value == 0.0314 and over_radius.unit == "l2 radius in input units"
+    assert "with 20 training rows" in over_radius.reason and over_radius.details["beside"] == "20 training rows"
 
 
 def test_a_search_without_success_is_no_pass_and_its_prediction_does_not_stand_alone() -> None:
@@ -269,10 +270,10 @@ def test_old_results_read_without_the_new_entries() -> None:
     for name in ("baselines", "inspection", "verified_cost"):
         del body[name]
     again = AttackResult.from_json(body)
-    assert again.baselines == again.inspection == again.verified_cost == {} and again.verified_rows is None
+    assert again.baselines == again.inspection == again.verified_cost == {}
     full = json.loads(json.dumps(full_attack().to_json(), allow_nan=False))
     assert AttackResult.from_json(full).to_json() == full
-    assert Comparison.from_json(compare([full_attack()]).to_json()).attacks[0].verified_rows == 12
+    assert Comparison.from_json(compare([full_attack()]).to_json()).attacks[0].verified_cost["value"] == 12
 
 
 def test_csv_lists_the_new_numbers_and_what_was_not_applicable() -> None:

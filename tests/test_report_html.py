@@ -258,3 +258,10 @@ def test_chromium_shows_the_page_with_its_style(page: str, tmp_path: Path, width
     found = {colour for _, colour in colours}
     assert (0xA9, 0x2A, 0x1F) in found or (0xF2, 0x95, 0x8B) in found  # the banner's red: the style was applied
     assert image.width == width and TANH in page
+
+
+def test_the_environment_says_what_its_switch_of_torch_means() -> None:
+    found = dataclasses.replace(audits()[0], environment={"torch": "2.15.0", "deterministic": False})
+    text = "".join(read(render_html(found)).text)
+    assert "torch.use_deterministic_algorithms" in text and "not what makes the numbers repeat" in text
+    assert "not what makes the numbers repeat" not in "".join(read(render_html(audits()[0])).text)

@@ -228,6 +228,18 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
                 ", ".join(f"{each:g}" for each in sorted(used)),
                 self.decay,
             )
+        if any(used) and self._decoupled(groups):
+            logger.warning(
+                "the classifier's optimizer, %s, takes its weight_decay off the weights apart from the gradient, which "
+                "minimises another objective than the decay the poison is made for; use SGD, or Adam with "
+                "decoupled_weight_decay=False",
+                type(self.estimator.optimizer).__name__,
+            )
+
+    def _decoupled(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the decay is no term of the loss: AdamW's, or that of a group that says so."""
+        named = isinstance(self.estimator.optimizer, torch.optim.AdamW)
+        return named or any(group.get("decoupled_weight_decay") for group in groups)
 
     def _check_params(self) -> None:
         check_parameters(self)

@@ -76,6 +76,7 @@ class Budget:
         else:
             object.__setattr__(self, "choice", _positions(self.choice))
         _refuse_bad_count(self.rows, self.share, None if isinstance(self.choice, str) else len(self.choice))
+        _refuse_other_types(self)
         if self.row_class is not None and self.choice != "class":
             raise UsageError("PA342", f"row_class is {self.row_class}, but the choice is not 'class'. Leave one out.")
         if self.box is not None:
@@ -232,7 +233,10 @@ class Budget:
 
 
 def _positions(choice: Tensor | Sequence[int]) -> Tensor:
-    positions = torch.as_tensor(choice)
+    try:
+        positions = torch.as_tensor(choice)
+    except (TypeError, ValueError, RuntimeError):
+        positions = torch.empty(0)
     if positions.dim() != 1 or positions.numel() == 0 or positions.is_floating_point():
         raise UsageError("PA363", "positions of rows must be a non-empty 1-D list of integers. Pass e.g. [0, 5, 7].")
     if positions.dtype == torch.bool:
@@ -240,6 +244,25 @@ def _positions(choice: Tensor | Sequence[int]) -> Tensor:
     if len(set(positions.tolist())) < len(positions):
         raise UsageError("PA363", "a position of a row is given twice. Give each row once.")
     return positions.long().clone()
+
+
+def _refuse_other_types(budget: Budget) -> None:
+    """Entries that are named, or numbers that are none: names of columns are for recipes."""
+    given = {"immutable": budget.immutable, "scale": budget.scale}
+    given |= {"spacing": list(budget.spacing) if isinstance(budget.spacing, Mapping) else budget.spacing}
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            fits = torch.as_tensor(value).dim() > 0
+        except (TypeError, ValueError, RuntimeError):
+            fits = False
+        if not fits:
+            raise _refused(
+                f"{name} is {value!r}", "columns are counted from 0 here; only recipes name them", "Pass numbers."
+            )
+    if budget.entries is not None and (isinstance(budget.entries, bool) or not isinstance(budget.entries, int)):
+        raise _refused(f"entries is {budget.entries!r}", "entries are counted", "Pass a whole number >= 1.")
 
 
 def _refuse_bad_count(rows: int | None, share: float | None, given: int | None) -> None:
@@ -252,14 +275,18 @@ def _refuse_bad_count(rows: int | None, share: float | None, given: int | None) 
         raise UsageError("PA361", f"rows is {rows} and share is {share}; exactly one is needed. Pass rows=20, say.")
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise UsageError("PA361", f"rows is {rows}; it must be a whole number >= 1. Use share for a share of the rows.")
-    if share is not None and not 0.0 < share <= 1.0:
-        raise UsageError("PA361", f"share is {share}; it must lie in (0, 1]. Pass 0.05 for 5 %.")
+    real = isinstance(share, int | float) and not isinstance(share, bool)
+    if share is not None and not (real and 0.0 < share <= 1.0):
+        raise UsageError("PA361", f"share is {share!r}; it must lie in (0, 1]. Pass 0.05 for 5 %.")
 
 
 def _refuse_bad_box(box: tuple[Bound, Bound]) -> None:
     if not isinstance(box, tuple | list) or len(box) != 2:
         raise UsageError("PA362", "the box must be a pair (lower, upper). Pass e.g. box=(0.0, 1.0).")
-    lower, upper = (torch.as_tensor(bound, dtype=torch.float64) for bound in box)
+    try:
+        lower, upper = (torch.as_tensor(bound, dtype=torch.float64) for bound in box)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError("PA362", f"the box is {box!r}; its limits must be numbers. Pass e.g. (0.0, 1.0).") from None
     if bool(lower.isnan().any() | upper.isnan().any()):
         raise UsageError("PA362", "the box holds NaN. Pass numbers, or infinity for no limit.")
     try:
@@ -331,7 +358,7 @@ def _steps(spacing: Tensor | Mapping[int, float], rows: Tensor) -> Tensor:
         for column, step in spacing.items():
             steps[_column(column, shape)] = float(step)
     else:
-        steps = spacing.to(rows)
+        steps = torch.as_tensor(spacing).to(rows)
     if steps.shape != shape or not bool((steps >= 0).all() & steps.isfinite().all()):
         raise _refused(
             f"spacing (integer in a recipe) has shape {tuple(steps.shape)}, one row is {tuple(shape)}"

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from poisonaudit.attack.arguments import expect_attack, whole_number
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, over_members, trained_solutions
+from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, MemberGoal, over_members, trained_solutions
 from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
@@ -114,10 +115,12 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA367, steps below 1, or members or damping below 0; PA301, no method, outer step or aggregate has
-            that name; PA341, fewer than one solution; PA385, no entry of a row can move in this budget.
+        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, or members or damping below 0; PA301, no
+            method, outer step or aggregate has that name; PA341, fewer than one solution; PA385, no entry of a row can
+            move in this budget.
         InputRefused: PA125, further weights of another length.
     """
+    expect_attack("craft", problem, objective, budget)
     _refuse_bad(steps, members, damping, method, outer, aggregate)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
@@ -206,7 +209,7 @@ def craft(
         weights=final.problems[0].weights,
         products=products + used,
         seconds=time.perf_counter() - begun,
-        notes=(*remarks, *_notes(task, final, history), *notes),
+        notes=(*remarks, *_notes(task, final, history, members), *notes),
         gradients=gradients + judged + 2 * (products + used),
     )
 
@@ -216,11 +219,13 @@ def _first_length(steps: int) -> float:
 
 
 def _refuse_bad(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:
-    if steps < 1 or members < 0 or not 0.0 <= damping < math.inf:
+    counts = whole_number(steps), whole_number(members)
+    real = isinstance(damping, int | float) and not isinstance(damping, bool)
+    if None in counts or min(steps - 1, members) < 0 or not real or not 0.0 <= damping < math.inf:
         raise UsageError(
             "PA367",
-            f"steps is {steps}, members is {members}, damping is {damping}; at least one linearisation is needed, and "
-            "the others must not be negative. Pass steps=12.",
+            f"steps is {steps!r}, members is {members!r}, damping is {damping!r}; at least one linearisation is "
+            "needed, the others must not be negative, and steps and members are whole numbers. Pass steps=12.",
         )
     for name, known, what in (
         (method, _METHODS, "crafting method"),
@@ -322,11 +327,16 @@ def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...
     return best, tuple(notes), gradients
 
 
-def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: int) -> tuple[str, ...]:
     """What the reader of the result should know."""
     notes = []
     if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
+    if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
+        notes.append(
+            f"members is {members} and changes nothing: H has no kernel here (decay {task.problem.decay:g}), so each "
+            "solution set is a single point"
+        )
     if task.allowed.outside:
         notes.append(
             f"{task.allowed.outside} of the chosen rows lie outside the box; their entries there may stay or come "

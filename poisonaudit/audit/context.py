@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.errors import PoisonAuditError
 from poisonaudit.problem import Problem
 
 Value = TypeVar("Value")
@@ -51,7 +50,7 @@ class Context:
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Compute a value the first time it is asked for; an error of ours is kept and raised again.
+        """Compute a value the first time it is asked for; an error is kept and raised again, lack of memory excepted.
 
         Args:
             key: name of the value.
@@ -61,16 +60,19 @@ class Context:
             The value.
 
         Raises:
-            PoisonAuditError: what `compute` raised, now or the first time.
+            Exception: what `compute` raised, now or the first time.
         """
         if key not in self._kept:
             try:
                 self._kept[key] = compute()
-            except PoisonAuditError as error:
+            except (MemoryError, torch.OutOfMemoryError):
+                # A kept error would hold on to the tensors of its frames.
+                raise
+            except Exception as error:
                 self._kept[key] = error
                 raise
         kept = self._kept[key]
-        if isinstance(kept, PoisonAuditError):
+        if isinstance(kept, Exception):
             raise kept
         value: Value = kept
         return value

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from poisonaudit.audit import (
 )
 from poisonaudit.audit.context import Context, Progress
 from poisonaudit.audit.facts import ended
-from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
-from poisonaudit.problem import Problem
+from poisonaudit.errors import InputRefused, NumericalFailure, PoisonAuditError, UsageError
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.registry import lookup, third_party, unknown_name
 from poisonaudit.results import AuditResult, Measure
 
@@ -115,8 +117,9 @@ def audit(
 ) -> AuditResult:
     """Score one model.
 
-    A measure that cannot apply, costs too much or fails numerically is listed with that status and its reason; it
-    never stops the others. Work shared by measures of a family is charged to the first of them (`seconds`).
+    A measure that cannot apply, costs too much or fails, numerically or by a bug (`details.bug`), is listed with that
+    status and its reason; it never stops the others. Work shared by measures of a family is charged to the first of
+    them (`seconds`).
 
     Args:
         problem: the trained model and its training rows.
@@ -144,6 +147,7 @@ def audit(
             from the list of measures.
         InputRefused: PA121, PA210, PA211 or PA212, the test rows or labels do not fit the problem.
     """
+    expect_problem(problem, "audit")
     chosen, named = select_measures(measures)
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise UsageError("PA323", f"rows is {rows!r}. Give the number of training rows to measure, at least 1.")
@@ -196,11 +200,12 @@ def run_measure(name: str, function: MeasureFunction, context: Context) -> Measu
         context: the audit.
 
     Returns:
-        The measure with its wall time. Programming errors are not caught.
+        The measure with its wall time. What nobody expected is a failure as well, marked `details.bug`, with the type
+        and place of the error: hours of other measures must not be lost with it.
     """
     begun = time.perf_counter()
     try:
-        measure = function(context)
+        measure = _checked(function(context))
     except InputRefused as refusal:
         measure = ended(name, "not applicable", f"not applicable: {refusal.message}", {"code": refusal.code})
     except NumericalFailure as failure:
@@ -209,9 +214,32 @@ def run_measure(name: str, function: MeasureFunction, context: Context) -> Measu
         measure = ended(name, "failed", f"{type(failure).__name__}: {_line(failure)}")
     except (MemoryError, torch.OutOfMemoryError) as failure:
         measure = ended(name, "failed", f"out of memory: {_line(failure)}")
+    except PoisonAuditError as error:
+        measure = ended(name, "failed", f"failed: {error.message}", {"code": error.code})
+    except Exception as error:
+        fact = f"{type(error).__name__}: {_line(error)}".rstrip(": ")
+        reason = f"failed: {fact} ({_where(error)}); this is a bug, please report it"
+        measure = ended(name, "failed", reason, {"bug": True, "error": fact, "where": _where(error)})
     if measure.value is not None and not math.isfinite(measure.value):
         measure = _without_nonfinite(measure)
     return dataclasses.replace(measure, seconds=time.perf_counter() - begun)
+
+
+def bugs(result: AuditResult) -> list[Measure]:
+    """The measures that failed by an error nobody expected."""
+    return [measure for measure in result.measures.values() if measure.details.get("bug")]
+
+
+def _checked(measure: Any) -> Measure:
+    if not isinstance(measure, Measure):
+        raise TypeError(f"the measure returned a {type(measure).__name__}, not a Measure")
+    return measure
+
+
+def _where(error: BaseException) -> str:
+    """File, line and function of the innermost frame, without the folders of this machine."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 
 def _without_nonfinite(measure: Measure) -> Measure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from typing import Any, NoReturn
 
@@ -79,17 +80,19 @@ class LazyGroup(click.Group):
     ) -> NoReturn:
         """Run, print at most one line of error on stderr, and leave with the contract's exit code.
 
+        With `--debug` the traceback comes before that line; the exit code stays what it is.
+
         Raises:
-            SystemExit: always, unless `--debug` lets an error through.
+            SystemExit: always.
         """
         words = list(sys.argv[1:] if args is None else args)
         extra["standalone_mode"] = False
         try:
             code = super().main(words, prog_name="poisonaudit", **extra)
         except Exception as error:
-            if "--debug" in words and not isinstance(error, click.exceptions.Exit):
-                raise
             line, code = describe(error)
+            if "--debug" in words and not isinstance(error, click.exceptions.Exit):
+                traceback.print_exception(error)
             if line:
                 click.echo(line, err=True)
         raise SystemExit(code if isinstance(code, int) else 0)

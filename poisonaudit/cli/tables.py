@@ -10,6 +10,7 @@ from typing import Any
 from poisonaudit.cli.console import number, table
 from poisonaudit.cli.failures import one_line
 from poisonaudit.quantities import quantity_of
+from poisonaudit.report.comparison import units
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import finding
 from poisonaudit.report.rivals import rivals
@@ -31,9 +32,11 @@ def attack_text(result: AttackResult) -> str:
     budget = result.budget
     amount = f"{len(result.rows)} rows, {budget.get('norm')} radius {number(budget.get('radius'))}"
     lines = [f"{result.name}: {result.model} on {result.data}, {amount}", "", attacks_table([result], [result.model])]
+    lines += [told] if (told := origin_line([result])) else []
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
+    lines += [one_line(f"poison: {note}") for note in result.notes]
     lines += [f"prediction: {note}" for note in result.predicted.get("notes") or ()]
     if cost_line(result):
         lines.append(cost_line(result))
@@ -59,8 +62,9 @@ def comparison_text(comparison: Comparison) -> str:
     lines: list[str] = []
     if comparison.audits:
         names = list(dict.fromkeys(key for audit in comparison.audits for key in audit.measures))
-        rows = [[name, *(cell(audit.measures.get(name)) for audit in comparison.audits)] for name in names]
-        lines.append(table(["measure (worst model first)", *comparison.labels()], rows))
+        rows = [_line(name, [audit.measures.get(name) for audit in comparison.audits]) for name in names]
+        lines.append(table(["measure (worst model first)", "kind", *comparison.labels()], rows, left=2))
+        lines += [told for name in names if (told := _units(name, comparison))]
         if any(not m.valid and m.number is not None for audit in comparison.audits for m in audit.measures.values()):
             lines.append("* not valid; the report says why")
     named = zip(comparison.attack_labels(), comparison.attacks, strict=True)
@@ -69,9 +73,43 @@ def comparison_text(comparison: Comparison) -> str:
         lines += ["", *searched]
     if comparison.attacks:
         lines += ["", attacks_table(comparison.attacks, comparison.attack_labels())]
+        lines += [told] if (told := origin_line(comparison.attacks)) else []
         if not all(attack.predicted.get("valid") for attack in comparison.attacks):
             lines.append("* not predicted: the estimate is not valid; the report says why")
     return "\n".join([*lines, *gate_lines(comparison.gates)])
+
+
+def _line(name: str, measures: Sequence[Measure | None]) -> list[str]:
+    """One measure over the models; where the kinds of its numbers differ, each number has its own behind it."""
+    kinds = list(dict.fromkeys(m.kind for m in measures if m is not None and m.number is not None))
+    first = next(m.kind for m in measures if m is not None)
+    shown = [
+        f"{cell(m)} ({m.kind})" if len(kinds) > 1 and m is not None and m.number is not None else cell(m)
+        for m in measures
+    ]
+    return [name, " or ".join(kinds) or first, *shown]
+
+
+def _units(name: str, comparison: Comparison) -> str:
+    """A line where the numbers of a measure are in different units."""
+    measures = [audit.measures.get(name) for audit in comparison.audits]
+    if len(units(measures)) < 2:
+        return ""
+    named = zip(comparison.labels(), measures, strict=True)
+    told = [f"{label} in {m.unit}" for label, m in named if m is not None and m.number is not None]
+    return one_line(f"{name} is in different units and is not ranked together: {'; '.join(told)}")
+
+
+def origin_line(attacks: Sequence[AttackResult]) -> str:
+    """Where the figures of fresh seeds and of controls are counted from, where that is not the same; "" elsewhere."""
+    found = [quantity_of(attack.recipe, attack.predicted, attack.retrained) for attack in attacks]
+    counted = dict.fromkeys(each.key for each in found if each.key == each.paired)
+    if not counted:
+        return ""
+    return (
+        f"{', '.join(counted)}: each fresh seed is counted from the control of the same seed; the control itself from "
+        "the clean weights, so it shows how far another seed alone leads"
+    )
 
 
 def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poisonaudit.cli.console import number, table
+from poisonaudit.report.tally import unrounded
 from poisonaudit.results import AttackResult
 
 _NAMES = {"tight": "tight", "loose": "loose", "trainer": "own"}
@@ -65,7 +66,10 @@ def _rate(stored: Any) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}" if value else number(0.0)
+    if value is None:
+        return "-"
+    value = unrounded(float(value))
+    return f"{value:+.3f}" if value else number(0.0)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

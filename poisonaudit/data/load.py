@@ -146,10 +146,10 @@ def _parts(source: Source, spec: Spec) -> tuple[NDArray[np.int64], NDArray[np.in
 def _checked_limit(limit: int | None, available: int, spec: str) -> int:
     if limit is None:
         return available
-    if not 2 <= limit <= available:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 2 <= limit <= available:
         raise UsageError(
             "PA333",
-            f"limit {limit} is not in 2..{available}, the training rows of {spec}. Pass --limit {available}.",
+            f"limit {limit!r} is not in 2..{available}, the training rows of {spec}. Pass --limit {available}.",
         )
     return limit
 

@@ -71,10 +71,14 @@ def _widths(spec: Spec) -> list[int]:
             f"{spec.text}: widths are whole numbers joined by '-'. Write mlp:INPUTS-HIDDEN-...-OUTPUTS.",
         )
     widths = [int(part) for part in parts]
-    size = sum((before + 1) * after for before, after in zip(widths, widths[1:], strict=False))
-    if min(widths) < 1 or size > MAX_PARAMETERS:
+    if min(widths) < 1:
         raise UsageError(
-            "PA325", f"{spec.text} has {size} weights; 1 to {MAX_PARAMETERS} are accepted. Change the widths."
+            "PA325", f"{spec.text} has a layer of width 0, through which nothing passes. Give widths from 1."
+        )
+    size = sum((before + 1) * after for before, after in zip(widths, widths[1:], strict=False))
+    if size > MAX_PARAMETERS:
+        raise UsageError(
+            "PA325", f"{spec.text} has {size} weights; at most {MAX_PARAMETERS} are accepted. Lower the widths."
         )
     return widths
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.errors import UsageError
+from poisonaudit.quantities import ROWS_UNIT, verified_budget
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding, finding
 from poisonaudit.report.formats import figure, mapping_of, usable
@@ -18,7 +19,8 @@ ORDER_RULE = (
     "Models with a failed rule come first, then those with an inconclusive one. Within these, models are ordered by "
     "their mean rank over the poisoning measures (attack.* proved by retraining and solution.*, the two families "
     "weighing the same), ties by the mean rank over the other families. A rank is the share of the other models that "
-    "are worse in that measure; infinite is worst where lower is safer. Values that are missing or not valid are left "
+    "are worse in that measure; infinite is worst where lower is safer. Numbers in different units (a cost in rows, "
+    "another as a radius) are not ranked together. Values that are missing or not valid are left "
     "out, so a missing number never makes a model look safe; a model without any usable rank is placed in the middle."
 )
 POISONING = ("attack", "solution")
@@ -212,50 +214,72 @@ def doubts(found: Finding) -> str:
 
 
 def cost_measure(findings: Sequence[Finding]) -> Measure:
-    """`attack.verified_cost`: fewest poisoned rows with which retraining confirmed that an attack reaches its goal."""
-    costs = [entry for found in findings if (entry := verified_rows(found)) is not None]
+    """`attack.verified_cost`: the smallest budget with which retraining confirmed that an attack reaches its goal.
+
+    In training rows or as a radius, whichever was searched; attacks that reached their goal without a search count by
+    their rows. Costs in different units cannot be ranked, and the measure is then not valid.
+
+    Args:
+        findings: the attacks on one model.
+
+    Returns:
+        The measure, in the unit of what was searched.
+    """
+    name, costs = "attack.verified_cost", [entry for found in findings if (entry := confirmed(found)) is not None]
+    if any(cost["searched"] for cost in costs):
+        # Rows that nobody searched say less than any searched budget.
+        costs = [cost for cost in costs if cost["searched"] or all(c["unit"] == ROWS_UNIT for c in costs)]
     if not costs:
         none = absent(
-            "attack.verified_cost",
-            "training rows",
+            name,
+            "",
             "no attack tried was soundly shown to reach its goal in most retrainings; another one may",
             safer="higher_is_safer",
         )
         told = [cost.sentence for found in findings if (cost := cost_of(found.attack.verified_cost)) is not None]
         # A search that found nothing did measure something, which is no number.
         return dataclasses.replace(none, reason=told[0], details={"status": "measured"}) if told else none
-    least = min(costs, key=lambda cost: (bool(cost["doubt"]), cost["rows"]))
-    beside = f", {least['told']}" if least["told"] else ""
+    listed = [{key: cost[key] for key in ("attack", "value", "unit", "beside")} for cost in costs]
+    if len({cost["unit"] for cost in costs}) > 1:
+        told = [f"{cost['attack']}: {cost['value']:.4g} {cost['unit']}, with {cost['beside']}" for cost in costs]
+        reason = f"costs in different units cannot be ranked together ({'; '.join(told)})"
+        details = {"status": "measured", "by_attack": listed}
+        return Measure(name, None, "", "upper", "higher_is_safer", False, reason, details)
+    least = min(costs, key=lambda cost: (bool(cost["doubt"]), cost["value"]))
+    bracket = f"; {least['bracket']}" if least["bracket"] else ""
     return Measure(
-        "attack.verified_cost",
-        least["rows"],
-        "training rows",
+        name,
+        least["value"],
+        least["unit"],
         "upper",
         "higher_is_safer",
         valid=not least["doubt"],
-        reason=least["doubt"] or f"cheapest attack verified{beside}; a cheaper one may exist",
+        reason=least["doubt"] or f"cheapest attack verified, with {least['beside']}{bracket}; a cheaper one may exist",
         details={
             "attack": least["attack"],
             "predicted": least["predicted"],
-            "by_attack": [{"attack": cost["attack"], "rows": cost["rows"]} for cost in costs],
+            "beside": least["beside"],
+            "by_attack": listed,
         },
     )
 
 
-def verified_rows(found: Finding) -> dict[str, Any] | None:
-    """Rows with which retraining confirmed this attack, by a search or by the attack itself; None if it did not."""
-    cost, rows = cost_of(found.attack.verified_cost), found.attack.verified_rows
-    entry: dict[str, Any] = {"attack": found.attack.name, "told": "", "predicted": None, "doubt": found.caution}
-    if cost is not None and rows is not None:
-        # Predicted rows stand beside verified rows only; a radius is another unit.
-        predicted = cost.predicted if cost.over == "rows" else None
-        told = "; ".join(text for text in (cost.amount if cost.over == "radius" else "", cost.bracket) if text)
-        return {**entry, "rows": rows, "told": told, "predicted": predicted}
+def confirmed(found: Finding) -> dict[str, Any] | None:
+    """The budget with which retraining confirmed this attack, by a search or by the attack itself; None if not."""
+    attack = found.attack
+    cost, budget = cost_of(attack.verified_cost), verified_budget(attack.verified_cost, attack.budget, attack.rows)
+    entry: dict[str, Any] = {
+        "attack": attack.name, "unit": budget.unit, "beside": budget.beside, "bracket": "", "predicted": None,
+        "doubt": found.caution, "searched": True,
+    }  # fmt: skip
+    if cost is not None and budget.value is not None:
+        return {**entry, "value": budget.value, "bracket": cost.bracket, "predicted": cost.predicted}
     share = success_share(found)
-    used = len(found.attack.rows) or figure(found.attack.budget, "rows")
+    used = len(attack.rows) or figure(attack.budget, "rows")
     if share is None or share <= 0.5 or not used or doubts(found):
         return None
-    return {**entry, "rows": float(used)}
+    own = verified_budget({}, attack.budget, attack.rows)
+    return {**entry, "unit": own.unit, "beside": own.beside, "value": float(used), "searched": False}
 
 
 def absent(measure: str, unit: str, reason: str, safer: Any = "lower_is_safer") -> Measure:
@@ -293,7 +317,7 @@ def mean_ranks(audits: Sequence[AuditResult], position: int) -> dict[str, float]
     """Family -> mean share of the other models that are worse (0 is the worst model, 1 the safest)."""
     ranks: dict[str, list[float]] = {}
     for name in audits[position].measures:
-        harm = {i: badness(audit.measures.get(name)) for i, audit in enumerate(audits)}
+        harm = dict(enumerate(harms([audit.measures.get(name) for audit in audits], position)))
         mine = harm[position]
         others = [value for i, value in harm.items() if i != position and value is not None]
         if mine is None or not others:
@@ -301,6 +325,18 @@ def mean_ranks(audits: Sequence[AuditResult], position: int) -> dict[str, float]
         worse = sum((value > mine) + 0.5 * (value == mine) for value in others)
         ranks.setdefault(family_of(name), []).append(worse / len(others))
     return {family: fmean(values) for family, values in ranks.items()}
+
+
+def harms(measures: Sequence[Measure | None], position: int) -> list[float | None]:
+    """`badness` of one measure by model, None where its unit is not that of the model at `position`."""
+    own = measures[position]
+    alike = [measure is not None and own is not None and measure.unit == own.unit for measure in measures]
+    return [badness(measure) if same else None for measure, same in zip(measures, alike, strict=True)]
+
+
+def units(measures: Iterable[Measure | None]) -> list[str]:
+    """The units of the numbers, each once; more than one means that they cannot be ranked together."""
+    return list(dict.fromkeys(each.unit for each in measures if each is not None and each.number is not None))
 
 
 def badness(measure: Measure | None) -> float | None:

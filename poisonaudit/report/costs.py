@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from poisonaudit.quantities import verified_budget
 from poisonaudit.report.findings import Finding
 from poisonaudit.report.formats import figure, flat, items_of, mapping_of, number
 from poisonaudit.report.tally import told_rate
@@ -148,7 +149,9 @@ def cheapest(findings: Sequence[Finding]) -> list[tuple[Finding, Cost]]:
         cost = cost_of(found.attack.verified_cost)
         if cost is None:
             continue
-        key = (found.quantity.kind, cost.over, cost.unit)
+        attack = found.attack
+        unit = verified_budget(attack.verified_cost, attack.budget, attack.rows).unit
+        key = (found.quantity.kind, cost.over, unit)
         if key not in best or _order(cost) < _order(best[key][1]):
             best[key] = (found, cost)
     return list(best.values())

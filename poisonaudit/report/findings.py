@@ -77,10 +77,11 @@ class Finding:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """With what reservation the prediction is valid, and what else there is to know of the retrainings."""
+        """What there is to know of the poison, of the prediction's validity, and of the retrainings."""
         summary = mapping_of(mapping_of(self.attack.retrained).get("summary"))
         predicted = items_of(mapping_of(self.attack.predicted).get("notes"))
-        told = [*(f"prediction: {note}" for note in predicted if note), *items_of(summary.get("remarks"))]
+        told = [*(f"poison: {note}" for note in items_of(self.attack.notes) if note)]
+        told += [*(f"prediction: {note}" for note in predicted if note), *items_of(summary.get("remarks"))]
         return tuple(f"{str(text)[:1].upper()}{str(text)[1:]}." for text in told if text)
 
     @property

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from poisonaudit.report.comparison import units
 from poisonaudit.report.formats import number, printable, state, usable
 from poisonaudit.report.measures_guide import guide
 from poisonaudit.report.page import Page, Result, make_page
 from poisonaudit.report.rivals import rivals
 from poisonaudit.report.sections import detection, method, threat_model, untested, verdict
+from poisonaudit.report.sections.comparison_table import beside, kinds_of
 from poisonaudit.report.trials import TRAININGS
+from poisonaudit.results import Measure
 
 _MARKDOWN = str.maketrans(
     {
@@ -81,12 +86,18 @@ def comparison_lines(page: Page) -> list[str]:
         cells = [
             state(m)
             if m is None or state(m) != "measured"
-            else f"{number(m.number)}{'' if usable(m) else ' (not valid)'}"
+            else f"{number(m.number)}{_behind(name, m, measures)}{'' if usable(m) else ' (not valid)'}"
             for m in measures
         ]
-        unit = next(m.unit for m in measures if m is not None)
-        rows.append([f"{guide(name).name} ({name}; {unit})", *cells])
-    return table(["Measure", *page.labels], rows)
+        told = units(measures) or [next(m.unit for m in measures if m is not None)]
+        unit = told[0] if len(told) == 1 else "different units, not ranked together"
+        rows.append([f"{guide(name).name} ({name}; {unit})", " or ".join(kinds_of(measures)), *cells])
+    return table(["Measure", "Kind", *page.labels], rows)
+
+
+def _behind(name: str, measure: Measure, measures: Sequence[Measure | None]) -> str:
+    told = beside(name, measure, by_unit=len(units(measures)) > 1, by_kind=len(kinds_of(measures)) > 1)
+    return f" ({told})" if told else ""
 
 
 def attack_lines(page: Page) -> list[str]:
@@ -101,7 +112,10 @@ def attack_lines(page: Page) -> list[str]:
             name = trial.name if trial.training == "tight" else f"{trial.name}, {TRAININGS[trial.training].lower()}"
             rows.append([found.label, word, name, *shown, agrees])
     head = ["Attack", "Quantity", "Training", "Value", "Retrained / predicted", "Control", "Standing"]
-    sentences = [f"- **{escaped(f.label)}** on {escaped(f.model)}: {escaped(f.sentence)}" for f in page.findings]
+    sentences = [
+        f"- **{escaped(f.label)}** on {escaped(f.model)}: {escaped(' '.join((f.sentence, *f.remarks)))}"
+        for f in page.findings
+    ]
     return [*table(head, rows), "", *sentences]
 
 
@@ -127,7 +141,8 @@ def detection_lines(page: Page) -> list[str]:
     found_by, met_by = [], []
     for found in page.findings:
         for line in detection.detectors(found):
-            figures = [str(number(value)) for value in (*line.figures, line.flagged)]
+            pairs = zip((*line.figures, line.flagged), (*line.beside, ""), strict=True)
+            figures = [f"{number(value)}{f' ({told})' if told else ''}" for value, told in pairs]
             if not line.applicable:
                 figures = [f"not applicable: {line.reason}" if line.reason else "not applicable", *["–"] * 5]
             left = "–" if line.filtered is None else line.filtered.rate or str(number(line.filtered.mean))

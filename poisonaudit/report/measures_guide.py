@@ -179,11 +179,12 @@ GUIDES: dict[str, Guide] = {
     ),
     "attack.verified_cost": Guide(
         "Cheapest poison verified by retraining",
-        "Fewest poisoned training rows with which an attack tried here was confirmed by retraining to reach its goal. "
-        "More is safer. Where a smaller number was shown to fail, the remark says so.",
-        "It is an upper bound: a better attack may need fewer rows, and no value means that no attack tried here got "
-        "there, not that none can. It holds for one radius per row and one goal, so compare only like with like. A "
-        "predicted number of rows beside it is not verified.",
+        "Smallest budget with which an attack tried here was confirmed by retraining to reach its goal: training rows, "
+        "or the radius of each row where that was searched; the unit says which. More is safer. Where a smaller budget "
+        "was shown to fail, the remark says so.",
+        "It is an upper bound: a better attack may need less, and no value means that no attack tried here got there, "
+        "not that none can. It holds for the rest of the budget (the remark has it) and one goal, so compare only like "
+        "with like; costs in different units are not ranked together. A predicted cost beside it is not verified.",
     ),
 }
 

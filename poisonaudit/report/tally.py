@@ -11,6 +11,8 @@ from typing import Any
 from poisonaudit.quantities import Quantity, flat_outcome
 from poisonaudit.report.formats import figure, items_of, mapping_of, number
 
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -106,7 +108,13 @@ def told_change(stored: Mapping[str, Any]) -> str:
     mean, error = figure(stored, "mean"), figure(stored, "standard_error")
     if mean is None:
         return ""
-    return str(number(mean, 3)) if error is None else f"{number(mean, 3)} ± {number(error, 2)}"
+    mean = unrounded(mean)
+    return str(number(mean, 3)) if error is None else f"{number(mean, 3)} ± {number(unrounded(error), 2)}"
+
+
+def unrounded(change: float) -> float:
+    """A change of shares of rows without what rounding made of an exact 0: no share is of fewer than 1e-9 rows."""
+    return 0.0 if abs(change) < _ROUNDING else change
 
 
 def span(values: Sequence[float | None]) -> str:

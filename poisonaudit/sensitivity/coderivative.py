@@ -9,7 +9,7 @@ from torch import Tensor
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.operators import linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.approximation import differences, hessian_ends, why_approximate
 from poisonaudit.sensitivity.curvature import CurvatureName, assess_here, kernel_is_trivial, solver_for
@@ -67,6 +67,7 @@ def coderivative(
     Raises:
         InputRefused: PA125, p is not shaped like the weights; PA210, it is not finite.
     """
+    expect_problem(problem, "coderivative")
     if p.shape != problem.weights.shape or p.dtype != problem.dtype:
         raise InputRefused(
             "PA125",

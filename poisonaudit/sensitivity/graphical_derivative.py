@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.operators import linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.approximation import differences, hessian_ends, why_approximate
 from poisonaudit.sensitivity.curvature import Curvature, CurvatureName, assess_here, solver_for
@@ -114,6 +114,7 @@ def graphical_derivative(
         InputRefused: PA211, PA121 or PA210, mu does not fit or is not finite.
         UsageError: PA301 for an unknown curvature; PA304 for an unknown scaling.
     """
+    expect_problem(problem, "graphical_derivative")
     if scaling not in ("mean", "paper"):
         raise UsageError("PA304", f"scaling is {scaling!r}. Use 'mean' (the derivative) or 'paper' (1/|K|).")
     check_perturbation(problem, mu)
@@ -175,8 +176,10 @@ def check_perturbation(problem: Problem, mu: Tensor) -> None:
     """Refuse a perturbation that does not fit the training rows.
 
     Raises:
-        InputRefused: PA211 shape, PA121 dtype, PA210 NaN or infinite entries.
+        InputRefused: PA127 no tensor, PA211 shape, PA121 dtype, PA210 NaN or infinite entries.
     """
+    if not isinstance(mu, Tensor):
+        raise InputRefused("PA127", f"mu is a {type(mu).__name__}, a Tensor is needed. Convert it first.")
     if mu.shape != problem.x.shape:
         raise InputRefused(
             "PA211",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import Linearisation, linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.results import Validity
 from poisonaudit.sensitivity.approximation import hessian_ends
 from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
@@ -113,6 +113,7 @@ def lipschitz_modulus(
     Raises:
         UsageError: PA304, rows that do not fit; PA305, form="samples" where it is not exact.
     """
+    expect_problem(problem, "lipschitz_modulus")
     positions = checked_rows(problem, rows)
     samples, why_not = sample_space_for(problem, tolerance, form)
     if samples is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from poisonaudit.errors import UsageError
 from poisonaudit.newton import dense_hessian_of, solve_definite
 from poisonaudit.operators import dense_jacobian, linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.sensitivity.curvature import DENSE_LIMIT, solver_for
 from poisonaudit.sensitivity.graphical_derivative import check_perturbation, moved_rows
 from poisonaudit.solvers import default_tolerance
@@ -91,6 +91,7 @@ def follow_path(
     Raises:
         UsageError: PA304, steps < 1, or a tolerance out of range.
     """
+    expect_problem(problem, "follow_path")
     if rank_tolerance is not None and not 0.0 <= rank_tolerance < 1.0:
         raise UsageError("PA304", f"the rank tolerance is {rank_tolerance}. Use a number from 0 to below 1, e.g. 1e-9.")
     if steps < 1 or not 0.0 < tolerance < float("inf"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UntrustedNumber
 from poisonaudit.operators import Linearisation, dense_mixed, linearise
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.sensitivity.curvature import Curvature, KernelCurvature, assess_here, kernel_is_trivial, solver_for
 from poisonaudit.sensitivity.modulus import RANGE_LIMIT, bidiagonalise, rounding_of_mixed
 from poisonaudit.sensitivity.rows import Form, checked_rows, sample_space_for, sample_space_validity
@@ -62,6 +62,7 @@ def row_moduli(
     Returns:
         (k,), weight norm per input norm.
     """
+    expect_problem(problem, "row_moduli")
     positions = checked_rows(problem, rows)
     samples, _ = sample_space_for(problem, tolerance, form)
     if samples is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poisonaudit.errors import UsageError
 from poisonaudit.operators.dense import dense_input_jacobian, dense_jacobian
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_problem
 
 Layer = int | Literal["all"] | None
 
@@ -35,6 +35,7 @@ def theorem2_moduli(problem: Problem, layer: Layer = None) -> Tensor:
     Raises:
         UsageError: PA304, there is no weight matrix, or none has that index.
     """
+    expect_problem(problem, "theorem2_moduli")
     spans = _spans(problem, layer)
     found = []
     for jacobian, inputs in _blocks(problem):

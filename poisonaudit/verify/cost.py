@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from poisonaudit.attack import Budget, craft
+from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
@@ -78,9 +79,10 @@ def verified_cost(
         The cost with its bracket and all trials. It is an upper bound: a better attack could need less.
 
     Raises:
-        UsageError: PA345, the objective defines no success; PA346, range, need, precision or number of trials do not
-            fit; PA301, no such `over`.
+        UsageError: PA314, an argument of the wrong type; PA345, the objective defines no success; PA346, range, need,
+            precision or number of trials do not fit; PA301, no such `over`.
     """
+    expect_attack("verified_cost", problem, objective, budget)
     count = fresh if isinstance(fresh, int) else len(fresh)
     need = count // 2 + 1 if need is None else need
     search = checked_search(problem, budget, over, low, high, precision)

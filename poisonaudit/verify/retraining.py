@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import index as index_of
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.outcome import TestRows, outcome
-from poisonaudit.errors import InputRefused, UsageError
-from poisonaudit.problem import Problem
+from poisonaudit.errors import InputRefused, UsageError, wrong_type
+from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.training import Progress, fit, initialise, relative_gradient
 from poisonaudit.validity import STATIONARITY_LIMIT
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
@@ -99,9 +100,17 @@ def retrain(
         loose training from new seeds are left out, with a note.
 
     Raises:
-        UsageError: PA371, bad seeds; PA372, a control from other seeds or of another problem.
+        UsageError: PA314, an argument of the wrong type; PA371, bad seeds; PA372, a control from other seeds or of
+            another problem.
         InputRefused: PA124, PA125, a trainer's weights do not fit.
     """
+    expect_problem(problem, "retrain")
+    if not all(hasattr(poison, name) for name in ("perturbation", "objective", "predicted")):
+        raise wrong_type("retrain", "poison", poison, "Pass what poisonaudit.craft returned.")
+    for name, value in (("trainer", trainer), ("loose", loose)):
+        if not (value is None or callable(value) or (name == "loose" and isinstance(value, bool))):
+            needed = "Pass a callable (problem, seed) -> weights; only the command line takes FILE.py:train."
+            raise wrong_type("retrain", name, value, needed)
     seeds = _seeds(fresh, seed)
     if trainer is not None and not seeds:
         raise UsageError("PA371", "a trainer is given, but no fresh seed to train from. Pass fresh=5.")
@@ -266,7 +275,10 @@ def drawable(problem: Problem, plan: Mapping[Kind, Sequence[int]]) -> tuple[dict
 
 def _seeds(fresh: int | Sequence[int], seed: int) -> list[int]:
     """The fresh seeds: never the base seed itself, which the clean model may have been trained with."""
-    seeds = [seed + 1 + index for index in range(fresh)] if isinstance(fresh, int) else [int(s) for s in fresh]
+    try:
+        seeds = [seed + 1 + index for index in range(fresh)] if isinstance(fresh, int) else list(map(index_of, fresh))
+    except TypeError:
+        raise UsageError("PA371", f"fresh is {fresh!r}; give a number >= 0 or distinct seeds. Pass fresh=5.") from None
     if (isinstance(fresh, int) and fresh < 0) or len(set(seeds)) < len(seeds):
         raise UsageError("PA371", f"fresh is {fresh}; give a number >= 0 or distinct seeds. Pass fresh=5.")
     return seeds

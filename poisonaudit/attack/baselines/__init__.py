@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.baselines.art_bullseye import art_bullseye
 from poisonaudit.attack.baselines.art_bullseye import why_not as _no_bullseye
 from poisonaudit.attack.baselines.art_feature_collision import art_feature_collision
@@ -106,6 +107,7 @@ def run_baseline(
         UsageError: PA301, no baseline or option has that name; others as the baseline says.
         InputRefused: PA281, the baseline is not applicable here.
     """
+    expect_attack("run_baseline", problem, objective, budget)
     baseline = lookup(BASELINES, name, "baseline")
     known = options_of(name)
     for option in options:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from poisonaudit.attack.arguments import as_tensor
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 
@@ -97,21 +98,23 @@ def fitting_rows(problem: Problem, x: Tensor, what: str) -> Tensor:
 
     Args:
         problem: whose model is to be asked.
-        x: rows (m, ...), or one row without the leading 1.
+        x: rows (m, ...), or one row without the leading 1; a tensor or an array.
         what: what they are, for messages.
 
     Returns:
         (m, ...).
 
     Raises:
-        InputRefused: PA211, the shape does not fit; PA210, there are NaN or infinite entries.
+        InputRefused: PA127, they are no numbers; PA211, the shape does not fit; PA210, there are NaN or infinite
+            entries.
     """
-    rows = x.detach().to(problem.x)
+    given = as_tensor(x, what)
+    rows = given.to(problem.x)
     rows = rows[None] if rows.shape == problem.x.shape[1:] else rows
     if rows.shape[1:] != problem.x.shape[1:] or not len(rows):
         raise InputRefused(
             "PA211",
-            f"{what} is {tuple(x.shape)}, a training row {tuple(problem.x.shape[1:])}. Give rows of that shape.",
+            f"{what} is {tuple(given.shape)}, a training row {tuple(problem.x.shape[1:])}. Give rows of that shape.",
         )
     if not bool(torch.isfinite(rows).all()):
         raise InputRefused("PA210", f"{what} holds NaN or infinite entries. Pass other rows.")
@@ -131,11 +134,12 @@ def fitting_labels(problem: Problem, rows: Tensor, labels: Any, what: str) -> Te
         (m,), int64.
 
     Raises:
-        InputRefused: PA211, the model does not tell two classes apart, or the number of labels differs.
+        InputRefused: PA127, the labels are no numbers; PA211, the model does not tell two classes apart, or the number
+            of labels differs.
         UsageError: PA366, no such class.
     """
     classes = class_count(problem, rows)
-    given = torch.as_tensor(labels).detach().to(rows.device)
+    given = as_tensor(labels, what).to(rows.device)
     if given.shape != (len(rows),) or given.is_floating_point():
         raise InputRefused(
             "PA211", f"{what} is {tuple(given.shape)} {given.dtype}, {len(rows)} class numbers are needed. Give those."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from poisonaudit.attack.arguments import as_tensor, class_number
 from poisonaudit.attack.objectives.base import SurrogateGoal, fitting_labels, fitting_rows, margins
 from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
@@ -24,13 +25,14 @@ class FlipPrediction:
     """One test row and the class that the poisoner wants the model to predict for it.
 
     Attributes:
-        x: the row, shaped like one training row or with a leading 1.
-        label: wanted class.
+        x: the row, shaped like one training row or with a leading 1; a tensor or an array.
+        label: wanted class, a whole number.
         surrogate: what crafting makes small: "margin" (the largest other logit minus the wanted one) or
             "cross_entropy" to the wanted class, which is smooth where two other classes tie.
 
     Raises:
-        UsageError: PA301, no surrogate has that name.
+        UsageError: PA301, no surrogate has that name; PA366, the class is no whole number.
+        InputRefused: PA127, the row holds no numbers.
     """
 
     x: Tensor
@@ -42,6 +44,8 @@ class FlipPrediction:
     def __post_init__(self) -> None:
         if self.surrogate not in SURROGATES:
             raise unknown_name(str(self.surrogate), SURROGATES, "surrogate")
+        object.__setattr__(self, "x", as_tensor(self.x, "the row to flip"))
+        object.__setattr__(self, "label", class_number(self.label))
 
     def bind(self, problem: Problem) -> FlipGoal:
         """The objective at a clean trained problem.
@@ -58,13 +62,11 @@ class FlipPrediction:
         """
         x = self.x if self.x.shape == problem.x.shape[1:] else self.x.squeeze(0)
         row = fitting_rows(problem, x if x.shape == problem.x.shape[1:] else self.x[:0], "the row to flip")
-        return FlipGoal(
-            problem, row, fitting_labels(problem, row, [int(self.label)], "the wanted class"), self.surrogate
-        )
+        return FlipGoal(problem, row, fitting_labels(problem, row, [self.label], "the wanted class"), self.surrogate)
 
     def describe(self) -> dict[str, Any]:
         """JSON form: kind, wanted class, surrogate."""
-        return {"kind": self.kind, "wanted": int(self.label), "surrogate": self.surrogate}
+        return {"kind": self.kind, "wanted": self.label, "surrogate": self.surrogate}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,7 @@ class FlipPredictions:
 
     Raises:
         UsageError: PA301, no surrogate has that name; PA375, success_at or enough is out of range.
+        InputRefused: PA127, rows or classes are no numbers.
     """
 
     x: Tensor
@@ -99,6 +102,8 @@ class FlipPredictions:
                 f"success_at is {self.success_at} and enough is {self.enough}; a share in (0, 1] and a margin >= 0 are "
                 "needed. Leave them out for 1 and 1.",
             )
+        object.__setattr__(self, "x", as_tensor(self.x, "the rows to flip"))
+        object.__setattr__(self, "labels", as_tensor(self.labels, "the wanted classes"))
 
     def bind(self, problem: Problem) -> FlipsGoal:
         """The objective at a clean trained problem.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from poisonaudit.attack.arguments import as_tensor
 from poisonaudit.attack.objectives.target_weights import TargetGoal, fitting_target
 from poisonaudit.problem import Problem
 
@@ -52,8 +53,9 @@ class Membership:
 
     def describe(self) -> dict[str, Any]:
         """JSON form: kind, size, norm of the target, success_at."""
-        norm = float(self.weights.norm())
-        return {"kind": self.kind, "size": self.weights.numel(), "target_norm": norm, "success_at": self.success_at}
+        weights = as_tensor(self.weights, "target weights")
+        norm = float(weights.norm())
+        return {"kind": self.kind, "size": weights.numel(), "target_norm": norm, "success_at": self.success_at}
 
 
 class MembershipGoal(TargetGoal):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poisonaudit.attack.arguments import as_tensor
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
@@ -56,8 +57,8 @@ class TargetWeights:
         """JSON form: kind, size, norm of the target, success_at."""
         return {
             "kind": self.kind,
-            "size": self.weights.numel(),
-            "target_norm": float(self.weights.norm()),
+            "size": as_tensor(self.weights, "target weights").numel(),
+            "target_norm": float(as_tensor(self.weights, "target weights").norm()),
             "success_at": self.success_at,
             "layers": None if self.layers is None else list(self.layers),
         }
@@ -163,10 +164,11 @@ def fitting_target(problem: Problem, weights: Tensor) -> Tensor:
         (p,).
 
     Raises:
-        InputRefused: PA125, the length is not that of the weights; PA124, they are not finite.
+        InputRefused: PA127, they are no numbers; PA125, the length is not that of the weights; PA124, they are not
+            finite.
         UsageError: PA364, they are the model's own.
     """
-    target = weights.detach().to(problem.weights)
+    target = as_tensor(weights, "target weights").to(problem.weights)
     if target.shape != problem.weights.shape:
         raise InputRefused(
             "PA125",

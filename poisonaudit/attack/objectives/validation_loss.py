@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from poisonaudit.attack.arguments import as_tensor
 from poisonaudit.attack.objectives.base import SurrogateGoal, fitting_rows
 from poisonaudit.errors import InputRefused
 from poisonaudit.losses import resolve_loss
@@ -42,7 +43,7 @@ class ValidationLoss:
             InputRefused: PA211, rows and labels do not fit the model; PA210, a row is not finite.
         """
         rows = fitting_rows(problem, self.x, "validation rows")
-        labels = self.y.detach().to(problem.device)
+        labels = as_tensor(self.y, "labels of the validation rows").to(problem.device)
         labels = labels.to(problem.dtype) if labels.is_floating_point() else labels
         if len(labels) != len(rows):
             raise InputRefused("PA211", f"{len(rows)} validation rows have {len(labels)} labels. Give one a row.")

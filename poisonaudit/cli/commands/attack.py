@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,10 @@ import click
 
 from poisonaudit.cli.console import print_json, reporting
 from poisonaudit.cli.options import arguments, shared
-from poisonaudit.errors import EXIT_THRESHOLD, UsageError
+from poisonaudit.errors import EXIT_THRESHOLD, PoisonAuditError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from poisonaudit.config.schema import AttackConfig
 
@@ -54,12 +56,16 @@ def command(
         if dry_run:
             from poisonaudit.cli.pipeline.attack import rehearse
 
-            remarks = rehearse(config, None if resume else out, trust_code=trust_code, report=report)
-            _print_plan(config, remarks, as_json)
+            with _in_words_of_recipes():
+                found = rehearse(config, None if resume else out, trust_code=trust_code, report=report)
+            _print_plan(config, found.notes, found.victim, as_json)
             return
         from poisonaudit.cli.pipeline.attack import run_attack
 
-        attacked = run_attack(config, out, resume=resume, trust_code=trust_code, arguments=arguments(), report=report)
+        with _in_words_of_recipes():
+            attacked = run_attack(
+                config, out, resume=resume, trust_code=trust_code, arguments=arguments(), report=report
+            )
     if as_json:
         print_json(attacked.result.to_json())
     else:
@@ -103,17 +109,36 @@ def _resolve(
     return planned_config(interrupted)
 
 
-def _print_plan(config: AttackConfig, remarks: Sequence[str], as_json: bool) -> None:
+# Options that `train` and `audit` have, and that are keys of a recipe here.
+_OPTIONS = re.compile(r"(?<!\S)--(model|data|weights|loss|decay)\b(?: (?!and |or |as )(?=\S))?")
+
+
+@contextmanager
+def _in_words_of_recipes() -> Iterator[None]:
+    """Errors that advise to pass `--model`, which this command lacks, advise to `--set model=` instead."""
+    try:
+        yield
+    except PoisonAuditError as error:
+        told = _OPTIONS.sub(lambda m: f"--set {m[1]}=" if m[0].endswith(" ") else m[1], error.message)
+        if told == error.message:
+            raise
+        raise type(error)(error.code, told) from error
+
+
+def _print_plan(config: AttackConfig, remarks: Sequence[str], victim: Mapping[str, Any], as_json: bool) -> None:
     from poisonaudit.cli.pipeline.planned import planned_stages
     from poisonaudit.config.load import plain
 
-    steps = planned_stages(config)
+    steps, body = planned_stages(config), plain(config)
+    if config.victim is not None:
+        # The recipe's own model is not used.
+        body |= victim
     if as_json:
-        print_json({"config": plain(config), "plan": steps, "notes": list(remarks)})
+        print_json({"config": body, "plan": steps, "notes": list(remarks)})
         return
     import yaml
 
-    click.echo(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True).rstrip())
+    click.echo(yaml.safe_dump(body, sort_keys=False, allow_unicode=True).rstrip())
     click.echo("\n# plan (nothing was trained or written)")
     for number, step in enumerate(steps, 1):
         click.echo(f"# {number}. {step}")

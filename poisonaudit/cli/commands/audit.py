@@ -9,7 +9,7 @@ import click
 
 from poisonaudit.cli.console import print_json, reporting
 from poisonaudit.cli.options import arguments, listed, shared
-from poisonaudit.errors import EXIT_THRESHOLD
+from poisonaudit.errors import EXIT_NUMERICAL, EXIT_THRESHOLD
 
 _KEYS = ("model", "weights", "data", "loss", "decay", "rows", "seed", "limit", "device", "polish", "fail_on")
 
@@ -30,7 +30,11 @@ def command(
     measures: str | None,
     **given: Any,
 ) -> None:
-    """Score one model: what `train` stored in RUN, or --model, --weights and --data."""
+    """Score one model: what `train` stored in RUN, or --model, --weights and --data.
+
+    An audit in which a measure failed by a bug is written like any other and ends with exit code 4, unless a --fail-on
+    rule ended it with 1.
+    """
     from poisonaudit.config.catalogue import find_configuration
     from poisonaudit.config.load import load_config
     from poisonaudit.config.schema import AuditConfig
@@ -51,3 +55,5 @@ def command(
         click.echo(f"\nreport: {audited.path / 'report.html'}")
     if any(gate.outcome != "PASS" for gate in audited.result.gates):
         click.get_current_context().exit(EXIT_THRESHOLD)
+    if any(measure.details.get("bug") for measure in audited.result.measures.values()):
+        click.get_current_context().exit(EXIT_NUMERICAL)

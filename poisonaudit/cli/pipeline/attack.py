@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def run_attack(
     Returns:
         The folder and the result.
     """
-    refuse_taken(out, resume=resume)
+    refuse_taken(out, resume=resume, resumable=True)
     gates = parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
     trainer = own_trainer(config, trust_code)
@@ -76,7 +76,7 @@ def run_attack(
         named = {f"trainer:{name}": digest for name, digest in trainer.sources.items()}
         victim = replace(victim, inputs={**victim.inputs, **named})
     procedures = make_procedures(config.retrain, config.seed, trainer)
-    check_fit(config, victim)
+    remarks = check_fit(config, victim)
     with run_folder("attack", out, resume=resume, hint=HINT) as folder:
         check_plan(folder, make_plan(config, victim.inputs))
         arguments = first_words(folder, arguments)
@@ -126,6 +126,7 @@ def run_attack(
             inputs=victim.inputs,
             environment=environment(),
             seed=config.seed,
+            notes=poison_notes(poison, remarks, victim),
         )
         result = replace(result, gates=tuple(apply_gates(gates, [result])))
         folder.write_json("attack.json", result.to_json())
@@ -135,7 +136,20 @@ def run_attack(
         return Attacked(folder.path, result)
 
 
-def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Rehearsed:
+    """What `rehearse` found.
+
+    Attributes:
+        notes: what to know before the run, in sentences.
+        victim: model, data, limit, loss and decay of what is attacked, whatever the recipe says of its own.
+    """
+
+    notes: tuple[str, ...]
+    victim: Mapping[str, Any]
+
+
+def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool, report: Reporter) -> Rehearsed:
     """Check all that can be checked without training: names, data, model, rows, classes, rules, a taken folder.
 
     Args:
@@ -145,13 +159,20 @@ def rehearse(config: AttackConfig, out: Path | None = None, *, trust_code: bool,
         report: told what is going on.
 
     Returns:
-        What to know before the run, in sentences.
+        What to know before the run, and what would be attacked.
     """
-    refuse_taken(out, resume=False)
+    refuse_taken(out, resumable=True)
     parse_gates(config.fail_on)
     victim = load_victim(config, trust_code, report)
     own_trainer(config, trust_code)
-    return check_fit(config, victim)
+    training = {key: victim.recipe.get(key) for key in ("limit", "loss", "decay")}
+    return Rehearsed(check_fit(config, victim), {"model": victim.model, "data": victim.data.spec, **training})
+
+
+def poison_notes(poison: Poison, remarks: Sequence[str], victim: Victim) -> tuple[str, ...]:
+    """What is to be known of the poison; of its budget with the columns by name, where they have names."""
+    unnamed = poison.budget.remarks(victim.problem.x)
+    return (*remarks, *(note for note in poison.notes if note not in unnamed))
 
 
 def own_trainer(config: AttackConfig, trust_code: bool) -> FileTrainer | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poisonaudit.audit import audit, select_measures
+from poisonaudit.audit import audit, bugs, select_measures
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.folder import open_run, read_result, refuse_taken, run_folder
 from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
@@ -89,6 +89,8 @@ def run_audit(
             progress=report,
         )
         result = replace(result, gates=tuple(apply_gates(gates, [result])))
+        for measure in bugs(result):
+            report.warn(f"{measure.id} {measure.reason}; the other measures are kept")
         folder.write_json("audit.json", result.to_json())
         write_reports(folder, result, report, arguments)
         invocation = {"words": arguments or [], "config": plain(config)}
@@ -162,12 +164,13 @@ def stored_victim(
 
     Raises:
         UsageError: PA368, the folder is a run of another command.
-        InputRefused: PA190, the weights are not those the recipe names; PA290, the training rows are not.
+        InputRefused: PA190, the weights are not those the recipe names; PA290, the training rows are not; PA220, PA221
+            or PA222, the recipe is of another schema, damaged, or changed after the run.
     """
     folder = open_run(path)
     if not folder.exists(RECIPE) and any(folder.exists(name) for name in _OTHER_RUNS):
         raise UsageError("PA368", f"{path} is no training run: it has no {RECIPE}. Give a folder that `train` wrote.")
-    recipe = read_result(folder, RECIPE)
+    recipe: dict[str, Any] = read_result(folder, RECIPE, dict)
     changed = {key: value for key, value in (given or {}).items() if value != recipe.get(key)}
     warnings = [
         f"{key} {value!r} is used, {path} was trained with {recipe.get(key)!r}: its weights need not solve this problem"

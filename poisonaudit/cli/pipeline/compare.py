@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from poisonaudit.cli.pipeline.gates import apply_gates, parse_gates
 from poisonaudit.cli.pipeline.render import write_reports
 from poisonaudit.config.load import plain
 from poisonaudit.config.schema import AuditConfig, CompareConfig
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import UsageError
 from poisonaudit.gates import Gate
 from poisonaudit.report import compare
 from poisonaudit.report.comparison import owner
@@ -70,12 +70,25 @@ def run_compare(
             else:
                 name = result_name(RunFolder.open(path))
                 inputs[f"{path.name}/{name}"] = sha256_file(path / name)
-        results = [result for result in found.values() if result is not None]
+        results = told_apart({path: result for path, result in found.items() if result is not None})
         final = joined(results, gates, report)
         write_comparison(folder, final, report, arguments)
         invocation = {"words": arguments or [], "config": plain(config)}
         folder.write_manifest("compare", invocation, inputs, config.seed)
         return Compared(folder.path, final)
+
+
+def told_apart(found: Mapping[Path, Result]) -> list[Result]:
+    """The results; attacks by one recipe on one model are named with their runs."""
+    attacks = {path: result for path, result in found.items() if isinstance(result, AttackResult)}
+    whose = [(result.name, result.model, result.data) for result in attacks.values()]
+    folders = [path.name for path in attacks]
+    named = dict(found)
+    for path, result in attacks.items():
+        if whose.count((result.name, result.model, result.data)) > 1:
+            run = path.name if path.name and folders.count(path.name) == 1 else str(path)
+            named[path] = replace(result, name=f"{result.name} ({run})")
+    return list(named.values())
 
 
 def joined(results: Sequence[Result], gates: Sequence[Gate], report: Reporter) -> Comparison:
@@ -106,18 +119,12 @@ def stored_result(run: RunFolder) -> Result | None:
 
     Raises:
         UsageError: PA353, the folder holds nothing that can be compared.
-        InputRefused: PA220, its result is of another schema; PA221, it is damaged.
+        InputRefused: PA220, its result is of another schema; PA221, it is damaged; PA222, it was changed after the run.
     """
     name = result_name(run)
     if name == "train.json":
         return None
-    body = read_result(run, name)
-    try:
-        return _READERS[name](body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputRefused(
-            "PA221", f"{run.path / name} is damaged ({type(error).__name__}: {error}). Run the command again."
-        ) from None
+    return read_result(run, name, _READERS[name])
 
 
 def result_name(run: RunFolder) -> str:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from poisonaudit.cli.pipeline.stored import CHECKS
 from poisonaudit.errors import InputRefused, UsageError
-from poisonaudit.store import RunFolder
+from poisonaudit.store import RunFolder, sha256_file
+
+Value = TypeVar("Value")
 
 
-def refuse_taken(out: Path | None, *, resume: bool = False) -> None:
+def refuse_taken(out: Path | None, *, resume: bool = False, resumable: bool = False) -> None:
     """Refuse an `--out` that cannot be used, before any work is done.
 
     Args:
         out: what the user gave.
         resume: whether a non-empty folder is meant.
+        resumable: whether the command has `--resume`.
 
     Raises:
         UsageError: PA310, it is a file or a non-empty folder; PA312, no folder to resume; PA352, nothing to resume.
@@ -29,9 +33,8 @@ def refuse_taken(out: Path | None, *, resume: bool = False) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError("PA310", f"{out} is a file, not a folder. Pass another --out.")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise UsageError(
-            "PA310", f"{out} exists and is not empty. Pass another --out, or --resume to go on with an interrupted run."
-        )
+        other = ", or --resume to go on with an interrupted run" if resumable else ""
+        raise UsageError("PA310", f"{out} exists and is not empty. Pass another --out{other}.")
     if resume and not out.is_dir():
         raise UsageError("PA352", f"there is no run {out} to resume. Start it without --resume.")
 
@@ -82,24 +85,38 @@ def open_run(path: Path) -> RunFolder:
     return RunFolder.open(path)
 
 
-def read_result(folder: RunFolder, name: str) -> dict[str, Any]:
+def read_result(folder: RunFolder, name: str, read: Callable[[dict[str, Any]], Value]) -> Value:
     """Read one JSON result of a run.
 
     Args:
         folder: the run.
         name: of the file; its stem is the schema's name.
+        read: makes the result from the plain data.
 
     Returns:
-        Plain data.
+        What `read` makes.
 
     Raises:
-        InputRefused: PA220, it is not of the schema its name promises.
+        InputRefused: PA220, it is not of the schema its name promises; PA221, entries are missing or of another type;
+            PA222, it is not the file that the run's manifest recorded.
     """
     body: Any = folder.read_json(name)
-    expected = f"poisonaudit/{name.removesuffix('.json')}/"
+    path, expected = folder.path / name, f"poisonaudit/{name.removesuffix('.json')}/1"
     schema = body.get("schema") if isinstance(body, dict) else None
-    if not isinstance(schema, str) or not schema.startswith(expected):
+    if schema != expected:
+        raise InputRefused("PA220", f"{path} has schema {schema!r}, not {expected}. Run the command again.")
+    try:
+        CHECKS[name](body)
+        result = read(dict(body))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fact = f"{type(error).__name__}: {error}" if type(error) is not ValueError else str(error)
+        raise InputRefused("PA221", f"{path} is damaged: {fact}. Run the command again.") from None
+    recorded = folder.manifest().get("files")
+    digest = recorded.get(name) if isinstance(recorded, dict) else None
+    if digest is not None and sha256_file(path) != digest:
         raise InputRefused(
-            "PA220", f"{folder.path}/{name} has schema {schema!r}, not {expected}1. Run the command again."
+            "PA222",
+            f"{path} was changed after the run: it is not the file that {folder.path}/manifest.json recorded. "
+            "Restore it, or run the command again.",
         )
-    return dict(body)
+    return result

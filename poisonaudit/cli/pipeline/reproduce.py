@@ -57,7 +57,7 @@ def run_reproduction(
     Raises:
         UsageError: PA301, an unknown name; PA398, options that this reproduction has no use for.
     """
-    refuse_taken(out, resume=resume)
+    refuse_taken(out, resume=resume, resumable=True)
     work = lookup(REPRODUCTIONS, name, "reproduction")
     asked = {key: value for key, value in given.items() if value is not None}
     settings = _resumed(out, asked) if resume and out is not None else _checked(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from poisonaudit.cli.pipeline.goals import class_number, flat, positions_of, ref
 from poisonaudit.cli.pipeline.victim import Victim, on_device, targets
 from poisonaudit.config.objectives import FineTune, LabelFlips, WeightSource
 from poisonaudit.data import load_data
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.models import load_weights, wants_images
 
 # A target need not be a tight minimum, so it is not trained more tightly than this.
@@ -61,7 +62,13 @@ def source_weights(source: WeightSource, victim: Victim, seed: int, tolerance: f
 def read_weights(path: str, victim: Victim) -> Tensor:
     """Weights from a file, flat (p,); the model refuses those of another architecture."""
     module = victim.problem.module()
-    load_weights(module, Path(path))
+    try:
+        load_weights(module, Path(path))
+    except InputRefused as refused:
+        # Other advice than for the victim's own weights: neither file nor model is an option here.
+        fact = re.split(r"(?<=\.) (?=Pass --|Check the path in --)", refused.message)[0]
+        advice = f"Name a file with weights of {victim.model}."
+        raise InputRefused(refused.code, f"objective.source.file: {fact} {advice}") from None
     return flat(victim, dict(module.named_parameters()))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from poisonaudit.report.comparison import ORDER_RULE, badness
+from poisonaudit.report.comparison import ORDER_RULE, badness, units
 from poisonaudit.report.formats import figure, number, state, usable
 from poisonaudit.report.measures_guide import by_family, family_title, guide
 from poisonaudit.report.page import Page
@@ -43,22 +43,35 @@ def table_row(page: Page, name: str, remarks: dict[str, int]) -> dict[str, Any]:
     """One measure over the models."""
     measures = [audit.measures.get(name) for audit in page.audits]
     first = next(measure for measure in measures if measure is not None)
-    harm = [badness(measure) for measure in measures]
+    told = units(measures)
+    # Numbers in different units have no worst one.
+    harm = [badness(measure) if len(told) == 1 else None for measure in measures]
     known = [value for value in harm if value is not None]
     worst = max(known) if len(known) > 1 and max(known) > min(known) else None
+    kinds = kinds_of(measures)
     cells = [
-        {**cell(measure, value is not None and value == worst, remarks), "beside": beside(name, measure)}
+        {
+            **cell(measure, value is not None and value == worst, remarks),
+            "beside": beside(name, measure, by_unit=len(told) > 1, by_kind=len(kinds) > 1),
+        }
         for measure, value in zip(measures, harm, strict=True)
     ]
     return {
         "id": name,
         "name": guide(name).name,
-        "unit": first.unit,
-        "kind": KINDS.get(first.kind, first.kind),
+        "unit": first.unit if not told else told[0] if len(told) == 1 else "different units, not ranked together",
+        "kind": " or ".join(kinds),
         "direction": DIRECTIONS.get(first.direction, first.direction),
         "cells": cells,
         "worst": "worst valid" if any(cell["flagged"] for cell in cells) else "worst",
     }
+
+
+def kinds_of(measures: Iterable[Measure | None]) -> list[str]:
+    """What kinds the numbers of one measure are, each once; where no model has a number, what it would be."""
+    known = [measure for measure in measures if measure is not None]
+    shown = [measure for measure in known if measure.number is not None] or known[:1]
+    return list(dict.fromkeys(KINDS.get(measure.kind, measure.kind) for measure in shown))
 
 
 def cell(measure: Measure | None, worst: bool, remarks: dict[str, int]) -> dict[str, Any]:
@@ -76,12 +89,24 @@ def cell(measure: Measure | None, worst: bool, remarks: dict[str, int]) -> dict[
     }
 
 
-def beside(name: str, measure: Measure | None) -> str:
-    """What stands behind a verified number of rows in the same cell: the predicted one, which never stands alone."""
-    if name != "attack.verified_cost" or measure is None or measure.number is None:
+def beside(name: str, measure: Measure | None, *, by_unit: bool = False, by_kind: bool = False) -> str:
+    """What stands behind a number in the same cell.
+
+    Args:
+        name: of the measure.
+        measure: of one model.
+        by_unit: whether the models' units differ.
+        by_kind: whether the models' kinds differ.
+
+    Returns:
+        Its own unit or kind where they differ, and the predicted cost, which never stands without the verified one.
+    """
+    if measure is None or measure.number is None:
         return ""
-    predicted = figure(measure.details, "predicted")
-    return "" if predicted is None else f"predicted: {number(predicted)}"
+    parts = [KINDS.get(measure.kind, measure.kind)] if by_kind else []
+    parts += [measure.unit] if by_unit else []
+    predicted = figure(measure.details, "predicted") if name == "attack.verified_cost" else None
+    return "; ".join([*parts, *([] if predicted is None else [f"predicted: {number(predicted)}"])])
 
 
 def model_facts(page: Page) -> list[dict[str, Any]]:

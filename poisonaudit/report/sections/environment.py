@@ -7,6 +7,14 @@ from typing import Any
 from poisonaudit.report.formats import flat
 from poisonaudit.report.page import Page
 
+# What is stored under a name that says less than it should.
+_NAMES = {"deterministic": "torch.use_deterministic_algorithms"}
+_NOTE = (
+    "torch.use_deterministic_algorithms is a switch of torch that forbids operations without a repeatable form. It is "
+    "not what makes the numbers repeat: every draw has its seed, and on the CPU the operations used here repeat bit "
+    "for bit for the same number of threads."
+)
+
 
 def context(page: Page) -> dict[str, Any]:
     """Columns: the comparing process, then every distinct environment of a result."""
@@ -23,5 +31,5 @@ def context(page: Page) -> dict[str, Any]:
         elif entries and same is not None:
             columns[same] = (f"{columns[same][0]}, {label}", columns[same][1])
     names = list(dict.fromkeys(name for _, entries in columns for name in entries))
-    rows = [(name, [entries.get(name, "not stated") for _, entries in columns]) for name in names]
-    return {"columns": [label for label, _ in columns], "rows": rows}
+    rows = [(_NAMES.get(name, name), [entries.get(name, "not stated") for _, entries in columns]) for name in names]
+    return {"columns": [label for label, _ in columns], "rows": rows, "note": _NOTE if "deterministic" in names else ""}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from poisonaudit.report.charts import measure_chart
-from poisonaudit.report.formats import flat, state, usable
+from poisonaudit.report.comparison import units
+from poisonaudit.report.formats import flat, number, state, usable
 from poisonaudit.report.layer_chart import layer_chart
 from poisonaudit.report.measures_guide import by_family, family_title, guide
 from poisonaudit.report.page import Page
-from poisonaudit.report.sections.comparison_table import DIRECTIONS, KINDS
+from poisonaudit.report.sections.comparison_table import DIRECTIONS, kinds_of
 from poisonaudit.results import Measure
 
 MOST_MODELS = 24
@@ -47,7 +49,8 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
     rows = [row(label, measure) for label, measure in zip(page.labels, measures, strict=True)]
     some = any(measure is not None and state(measure) == "measured" for measure in measures)
     chart = layers = None
-    if some:
+    told = units(measures)
+    if some and len(told) < 2:
         labels, drawn = page.labels[:MOST_MODELS], measures[:MOST_MODELS]
         chart = measure_chart(labels, drawn, key=f"m{position}", name=words.name)
         parts = [None if measure is None else measure.details.get("by_layer") for measure in drawn]
@@ -55,14 +58,24 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
     return {
         "id": name,
         "words": words,
-        "unit": first.unit,
-        "kind": KINDS.get(first.kind, first.kind),
+        "unit": first.unit if not told else " or ".join(told),
+        "kind": " or ".join(kinds_of(measures)),
         "direction": DIRECTIONS.get(first.direction, first.direction),
         "rows": rows,
         "chart": chart,
         "layers": layers,
-        "why_not": "" if some else why_not(rows),
+        "why_not": several_units(page.labels, measures) if len(told) > 1 else "" if some else why_not(rows),
     }
+
+
+def several_units(labels: Sequence[str], measures: Sequence[Measure | None]) -> str:
+    """The numbers of a measure that has no common unit, one by one."""
+    told = [
+        f"{label}: {number(measure.number)} {measure.unit}"
+        for label, measure in zip(labels, measures, strict=True)
+        if measure is not None and measure.number is not None
+    ]
+    return f"numbers in different units, which are not ranked together: {'; '.join(told)}."
 
 
 def why_not(rows: list[dict[str, Any]]) -> str:
@@ -72,8 +85,8 @@ def why_not(rows: list[dict[str, Any]]) -> str:
         text = line["reason"] if line["state"] in line["reason"] else f"{line['state']}: {line['reason']}"
         reasons.setdefault(text.rstrip(": ."), []).append(line["label"])
     if len(reasons) == 1:
-        return f"{next(iter(reasons))}."
-    return " ".join(f"{', '.join(labels)}: {text}." for text, labels in reasons.items())
+        return f"no number for any model; {next(iter(reasons))}."
+    return "no number for any model; " + " ".join(f"{', '.join(labels)}: {text}." for text, labels in reasons.items())
 
 
 def row(label: str, measure: Measure | None) -> dict[str, Any]:

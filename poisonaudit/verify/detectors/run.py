@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from poisonaudit.problem import Problem
+from poisonaudit.problem import Problem, expect_weights
 from poisonaudit.registry import lookup
 from poisonaudit.verify.detectors.activation_clustering import activation_clustering
 from poisonaudit.verify.detectors.detection import Detection, Detector
@@ -57,8 +57,10 @@ def detect(
         Name -> detection.
 
     Raises:
-        UsageError: PA301, an unknown detector; PA304, a share outside (0, 1).
+        UsageError: PA314, no problem; PA301, an unknown detector; PA304, a share outside (0, 1).
+        InputRefused: PA125, the weights are not as many as the problem's.
     """
+    expect_weights(problem, weights, "detect")
     asked = {name: lookup(DETECTORS, name, "detector") for name in (DETECTORS if names is None else names)}
     return {name: run(problem, weights, expected_share=expected_share, seed=seed) for name, run in asked.items()}
 
@@ -91,8 +93,13 @@ def run_detectors(
         JSON data.
 
     Raises:
-        UsageError: PA301, an unknown detector; PA304, a share outside (0, 1); PA363, a position is not among the rows.
+        UsageError: PA314, no problem; PA301, an unknown detector; PA304, a share outside (0, 1); PA363, a position is
+            not among the rows.
+        InputRefused: PA125, the weights are not as many as the problem's.
     """
+    expect_weights(problem, weights, "run_detectors")
+    if unpoisoned is not None:
+        expect_weights(*unpoisoned, "run_detectors")
     poisoned = int(row_mask(poisoned_rows, problem.rows).sum())
     asked = [(name, lookup(DETECTORS, name, "detector")) for name in (DETECTORS if names is None else names)]
     if expected_share is None:
