@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "sensitivity": COMMON | {"operators", "solvers", "newton", "training", "validity"},
     "lipschitz": {"errors", "registry", "results", "layers", "tracing"},
     "tangent": {"errors", "registry", "results", "layers"},
-    "weight_noise": {"errors", "registry", "results", "layers"},
+    "weight_noise": {"errors", "registry", "results", "layers", "tracing"},
     "art_estimator": set(),
     "audit": COMMON
     | {
