@@ -56,7 +56,18 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},
     "reproduce": COMMON
-    | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "lipschitz", "report"},
+    | {
+        "data",
+        "models",
+        "store",
+        "operators",
+        "training",
+        "validity",
+        "sensitivity",
+        "lipschitz",
+        "weight_noise",
+        "report",
+    },
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from poisonaudit.reproduce.bench import Bench, Settings, Silence, Voice
 from poisonaudit.reproduce.cnn_table import despres_cnn
 from poisonaudit.reproduce.landscape import wang_figure4
+from poisonaudit.reproduce.noise_table import weight_noise_family
 from poisonaudit.reproduce.product_table import despres_product
 from poisonaudit.reproduce.random_table import despres_random
 from poisonaudit.reproduce.result import COLUMNS, REPRODUCTION_SCHEMA, Line, Picture, Reproduction, Row
@@ -28,6 +29,7 @@ REPRODUCTIONS: dict[str, Callable[[Bench], Reproduction]] = {
     "despres-product": despres_product,
     "lipschitz-training": lipschitz_training,
     "despres-cnn": despres_cnn,
+    "weight-noise": weight_noise_family,
 }
 
 _ON_DATA = frozenset("root data model weights limit decay seed device tolerance max_gradients quick".split())
@@ -43,6 +45,7 @@ TAKEN: Mapping[str, frozenset[str]] = {
     "despres-product": frozenset({"seed", "quick", "depth"}),
     "lipschitz-training": frozenset({"seed", "quick", "model", "strengths"}),
     "despres-cnn": frozenset({"data", "limit", "decay", "seed", "quick"}),
+    "weight-noise": frozenset({"seed", "quick", "draws"}),
 }
 # Smallest and largest value of whole-number settings.
 RANGES: Mapping[str, tuple[int, int]] = {"depth": (1, 16), "draws": (2, 100_000)}

@@ -2,7 +2,7 @@
 
 from poisonaudit.weight_noise.conditions import WeightConditions, weight_conditions
 from poisonaudit.weight_noise.curve import CURVE_UNITS, RHOS, TOGETHER, weight_noise_curve
-from poisonaudit.weight_noise.joint import JointNoise, joint_weight_noise
+from poisonaudit.weight_noise.joint import JointNoise, first_order, joint_weight_noise
 from poisonaudit.weight_noise.search import worst_case_search
 from poisonaudit.weight_noise.table import weight_noise
 
@@ -12,6 +12,7 @@ __all__ = [
     "TOGETHER",
     "JointNoise",
     "WeightConditions",
+    "first_order",
     "joint_weight_noise",
     "weight_conditions",
     "weight_noise",

@@ -52,6 +52,7 @@ def weight_noise_curve(
     parameters: Parameters = "matrices",
     norm: Norm = "frobenius",
     layers: bool = True,
+    formula: bool = True,
 ) -> pd.DataFrame:
     """The columns of `weight_noise` against the size of the noise.
 
@@ -67,6 +68,7 @@ def weight_noise_curve(
         parameters: which are perturbed, as for `weight_noise`.
         norm: of the matrices: "frobenius" or "spectral".
         layers: whether each matrix gets a curve of its own beside that of all at once.
+        formula: whether to compute `rms_formula` and `worst_case`, which need Jacobians and a trace.
 
     Returns:
         One row per curve and rho, "all at once" first; columns as `CURVE_UNITS`, which `attrs["units"]` holds too.
@@ -76,8 +78,9 @@ def weight_noise_curve(
     sizes = _checked(rhos, draws, norm, seed)
     network = read_network(model, x, parameters)
     noise = noise_source(network.values, network.names, norm, seed)
-    spread = conditions_of(network, norm).spread.double()
-    bounds = read_bounds(network)
+    bounds = read_bounds(network) if formula else Bounds((), "not asked for")
+    shape = (len(network.names), len(network.x))
+    spread = conditions_of(network, norm).spread.double() if formula else torch.full(shape, torch.nan)
     groups = [(TOGETHER, network.names, spread.square().sum(0).sqrt())]
     if layers:
         groups += [(name, (name,), spread[index]) for index, name in enumerate(network.names)]
@@ -135,26 +138,4 @@ def _checked(rhos: Sequence[float], draws: int, norm: str, seed: int) -> list[fl
         raise UsageError("PA321", "no rho was given; it is noise norm per weight norm. Give numbers such as 0.1.")
     for rho in found:
         check_settings(rho, draws, norm, seed)
-    return found
-
-
-def relative_curve(network: Network, noise: Noise, rhos: Sequence[float], draws: int) -> list[dict[str, float]]:
-    """All matrices at once at every size: relative movement and flips alone, without Jacobians.
-
-    Args:
-        network: what is perturbed.
-        noise: where the noise comes from.
-        rhos: noise norms per weight norm.
-        draws: directions.
-
-    Returns:
-        Per size rho, rms, rms_low, rms_high, flip_rate, flip_low, flip_high.
-    """
-    drawn = sample(network, noise, network.names, rhos, draws)
-    found = []
-    for place, rho in enumerate(rhos):
-        part = summed_up(network, drawn, place, rho)
-        ends = torch.tensor([*part.interval, *part.flip_interval]).tolist()
-        keys = ("rms_low", "rms_high", "flip_low", "flip_high")
-        found.append({"rho": rho, "rms": part.rms, "flip_rate": part.flip_rate, **dict(zip(keys, ends, strict=True))})
     return found

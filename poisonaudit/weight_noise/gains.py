@@ -44,8 +44,8 @@ def convolution_gain(layer: Convolution, size: tuple[int, ...]) -> float:
 
     On a torus so large that nothing wraps around, every output is one of the cyclic convolution's with that stride,
     whatever the padding. In frequencies the stride folds those that differ by multiples of 1/s onto one: the norm is
-    the largest of `|[W(omega_1) ... W(omega_m)]|_2 / sqrt(m)` over the folded sets of m and the groups. The other bound is
-    `|W|_2` of the kernel as a matrix times `overlap`. The smaller one counts.
+    the largest of `|[W(omega_1) ... W(omega_m)]|_2 / sqrt(m)` over the folded sets of m and the groups. The other bound
+    is `|W|_2` of the kernel as a matrix times `overlap`. The smaller one counts.
 
     Args:
         layer: the convolution.

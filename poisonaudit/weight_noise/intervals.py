@@ -100,8 +100,8 @@ def skewed_interval(value: float, influence: Tensor) -> tuple[float, float]:
 
     Squared movements are weighted sums of few squares, and skewed. With W = (mean - mu) / s, the sample skewness g and
     n draws, `sqrt(n) (W + g W^2 / 3 + g^2 W^3 / 27 + g / (6 n))` has its skewness removed to first order; it is
-    monotone and solved for mu in closed form (P. Hall, On the removal of skewness by transformation, 1992). For squares of one
-    normal variable it covers 94.0 % with 16 draws and 94.8 % with 64; plain t covers 88.5 and 92.4 %.
+    monotone and solved for mu in closed form (P. Hall, On the removal of skewness by transformation, 1992). For squares
+    of one normal variable it covers 94.0 % with 16 draws and 94.8 % with 64; plain t covers 88.5 and 92.4 %.
 
     Args:
         value: the mean.

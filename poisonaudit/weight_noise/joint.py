@@ -109,9 +109,7 @@ def summed_up(
     moved = root_of_mean(relative.mean(1))
     flips = NOTHING if drawn.flips is None else mean_share(drawn.flips[place])
     rest = relative[:, size > 0]
-    formula = math.nan
-    if conditions is not None:
-        formula = float(ratio(rho**2 * conditions.spread.double().square().sum(0), size).mean().sqrt())
+    formula = math.nan if conditions is None else first_order(conditions, rho)
     return JointNoise(
         rms=moved.value,
         standard_error=moved.standard_error,
@@ -127,6 +125,12 @@ def summed_up(
         zero_outputs=int((size == 0).sum()),
         rms_elsewhere=float(rest.mean().sqrt()) if rest.numel() else math.nan,
     )
+
+
+def first_order(conditions: WeightConditions, rho: float) -> float:
+    """The formula for all parameters at once, relative: root of the mean over inputs of `sum_i e_i^2 / |v|^2`."""
+    size = conditions.outputs.double().square().sum(1)
+    return float(ratio(rho**2 * conditions.spread.double().square().sum(0), size).mean().sqrt())
 
 
 def ratio(movement: Tensor, size: Tensor) -> Tensor:

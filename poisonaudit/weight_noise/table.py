@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from poisonaudit.weight_noise.bounds import alone, read_bounds
 from poisonaudit.weight_noise.conditions import WeightConditions, conditions_of
 from poisonaudit.weight_noise.intervals import NOTHING, mean_of_roots, mean_share
-from poisonaudit.weight_noise.joint import summed_up
+from poisonaudit.weight_noise.joint import ratio, summed_up
 from poisonaudit.weight_noise.network import Network, Parameters, read_network
 from poisonaudit.weight_noise.noise import Noise, Norm, check_settings, noise_source
 from poisonaudit.weight_noise.sampling import sample
@@ -35,7 +35,9 @@ EXTENDED_UNITS = {
     "flip_low": "95 % interval of flip_rate",
     "flip_high": "95 % interval of flip_rate",
     "formula_error": "|dv| in output units: standard error of rms_formula, 0 where it is exact",
+    "relative_formula": "none: relative_rms to first order",
     "relative_rms": "none: root of the mean over inputs and draws of (|dv| / |v|)^2",
+    "relative_error": "none: standard error of relative_rms",
     "relative_low": "95 % interval of relative_rms",
     "relative_high": "95 % interval of relative_rms",
     "relative_median": "none: median over the inputs of each one's root mean square of |dv| / |v|",
@@ -136,12 +138,15 @@ def weight_noise(
 
 def _formulas(conditions: WeightConditions, index: int, rho: float) -> dict[str, Any]:
     """What needs no draws, of one parameter."""
+    size = conditions.outputs.double().square().sum(1)
+    relative = ratio((rho * conditions.spread[index].double()).square(), size).mean().sqrt()
     return {
         "layer": conditions.names[index],
         "condition_absolute": float(conditions.absolute[index].mean()),
         "condition_relative": float(conditions.relative[index].mean()),
         "condition_median": float(conditions.relative[index].median()),
         "rms_formula": rho * float(conditions.spread[index].mean()),
+        "relative_formula": float(relative),
         "formula_error": rho * float(conditions.spread_error[index]),
     }
 
@@ -172,6 +177,7 @@ def sample_row(network: Network, noise: Noise, name: str, rho: float, draws: int
         "flip_low": flips.low,
         "flip_high": flips.high,
         "relative_rms": relative.rms,
+        "relative_error": relative.standard_error,
         "relative_low": relative.interval[0],
         "relative_high": relative.interval[1],
         "relative_median": relative.median,

@@ -7,6 +7,7 @@ from typing import Any
 from poisonaudit.report.charts import measure_chart
 from poisonaudit.report.formats import flat, state, usable
 from poisonaudit.report.measures_guide import by_family, family_title, guide
+from poisonaudit.report.noise_charts import noise_charts
 from poisonaudit.report.page import Page
 from poisonaudit.report.sections.comparison_table import DIRECTIONS, KINDS
 from poisonaudit.results import Measure
@@ -57,6 +58,7 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
         "direction": DIRECTIONS.get(first.direction, first.direction),
         "rows": rows,
         "chart": chart,
+        "more": noise_charts(name, page.labels, measures, key=f"m{position}"),
         "why_not": "" if some else why_not(rows),
     }
 
