@@ -168,8 +168,8 @@ def _of(point: Point, key: str) -> float:
 
 
 def _panels(figure: Any, count: int) -> list[Any]:
-    width = 0.92 / count
-    return [figure.add_axes((0.08 + place * width, 0.14, width - 0.09, 0.76)) for place in range(count)]
+    width = 0.9 / count
+    return [figure.add_axes((0.105 + place * width, 0.14, width - 0.11, 0.76)) for place in range(count)]
 
 
 def _finish(axes: Any, horizontal: str, vertical: str) -> None:

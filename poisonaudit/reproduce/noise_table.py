@@ -307,7 +307,7 @@ def _notes(points: Points, shapes: Sequence[Shape], accuracies: Mapping[str, flo
         "B_i = dv/dh_i and z_(i-1) the clean input of layer i; exact for the last layer at any rho.",
         "A bound of it at any rho, without biases, if every |W_j|_F <= M: E|dv|^2 <= (rho M^L |x|)^2 / n_(i-1), with "
         "n_(i-1) the columns of W_i. Without the division it bounds |dv| for every noise, and rank-one matrices attain "
-        "it. So over the whole family random noise is weaker than chosen noise by the root of the width.",
+        "it. So over the whole family random noise is weaker than chosen noise at least by the root of the width.",
         f"He-initialised networks without biases: the ratio of E|dv|^2 and E|v|^2 over the weights is rho^2 to first "
         f"order, whatever L, m and i, and L rho^2 for all at once. Found for one matrix: {min(he):.1%} to "
         f"{max(he):.1%} at rho = {RHO:.0%}.",
