@@ -222,9 +222,11 @@ def test_a_net_a_family_cannot_read_is_not_applicable() -> None:
     found = audit(problem, [*CHEAP]).measures
     assert found["solution.modulus"].status == found["tangent.sensitivity"].status == "measured"
     assert found["lipschitz.upper.linf"].value >= found["lipschitz.lower.linf"].value > 0
-    noise = found["weight_noise.rms"]
-    assert noise.status == "not applicable" and noise.reason.startswith("not applicable: ")
-    assert noise.details["code"].startswith("PA1")
+    for name in ("rms", "flip_rate", "condition_relative_max"):
+        assert found[f"weight_noise.{name}"].status == "measured" and found[f"weight_noise.{name}"].valid
+    bound = found["tangent.bound_path"]
+    assert bound.status == "not applicable" and bound.reason.startswith("not applicable: ")
+    assert bound.details["code"].startswith("PA1")
     picture = found["solution.row_modulus_max"].details["fragile"][0]["picture"]
     assert picture["shape"] == [3, 3] and len(picture["pixels"]) == 9 and all(type(p) is int for p in picture["pixels"])
 

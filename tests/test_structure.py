@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "sensitivity": COMMON | {"operators", "solvers", "newton", "training", "validity"},
     "lipschitz": {"errors", "registry", "results", "layers", "tracing"},
     "tangent": {"errors", "registry", "results", "layers"},
-    "weight_noise": {"errors", "registry", "results", "layers"},
+    "weight_noise": {"errors", "registry", "results", "layers", "tracing"},
     "art_estimator": set(),
     "audit": COMMON
     | {
@@ -56,7 +56,19 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},
     "reproduce": COMMON
-    | {"data", "models", "store", "operators", "training", "validity", "sensitivity", "lipschitz", "tangent", "report"},
+    | {
+        "data",
+        "models",
+        "store",
+        "operators",
+        "training",
+        "validity",
+        "sensitivity",
+        "lipschitz",
+        "tangent",
+        "weight_noise",
+        "report",
+    },
 }
 
 

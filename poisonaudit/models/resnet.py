@@ -23,6 +23,8 @@ class Shortcut(nn.Module):
 
     # Read by the R-operator: the layer is a linear map of each row.
     linear_map: ClassVar[bool] = True
+    # Read by weight noise: its Euclidean norm is at most this.
+    linear_norm: ClassVar[float] = 1.0
 
     def __init__(self, extra: int) -> None:
         super().__init__()

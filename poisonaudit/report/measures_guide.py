@@ -118,18 +118,23 @@ GUIDES: dict[str, Guide] = {
     ),
     "weight_noise.rms": Guide(
         "Output change under 10 % weight noise",
-        "Root mean square relative change of the outputs when every weight matrix receives random noise.",
-        "Random noise is not an attacker: an adversary picks the worst direction, noise hardly ever does.",
+        "Root mean square relative change of the outputs when every weight matrix and kernel receives random noise of "
+        "10 % of its norm. The curve shows it from 0.1 to 200 %, with 95 % intervals over the draws.",
+        "Random noise is not an attacker: chosen noise of the same size moves the outputs many times as far. Few rows "
+        "with small outputs can carry the number; the median row stands in the details.",
     ),
     "weight_noise.flip_rate": Guide(
         "Predictions flipped by 10 % weight noise",
-        "Share of test predictions that change when every weight matrix receives random noise.",
-        "A low rate does not bound what a chosen change of the weights can do.",
+        "Share of test predictions that change when every weight matrix and kernel receives random noise of 10 % of "
+        "its norm. The curve shows it from 0.1 to 200 %, with 95 % intervals over the draws.",
+        "A low rate does not bound what a chosen change of the weights can do. No flip in 64 draws leaves room for a "
+        "rate of up to 6 %.",
     ),
     "weight_noise.condition_relative_max": Guide(
         "Largest relative condition number of a layer",
-        "How much a relative change of the most delicate weight matrix is amplified in the output, median row.",
-        "It is a linearisation at the current weights and holds for small changes only.",
+        "How much the worst small change of the most delicate weight matrix, relative to its Frobenius norm, is "
+        "amplified in the output; median row. The bars show every matrix.",
+        "It is a linearisation at the current weights and holds for small changes only; random changes do much less.",
     ),
     "art.clever": Guide(
         "CLEVER score",

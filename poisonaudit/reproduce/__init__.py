@@ -10,6 +10,7 @@ from poisonaudit.reproduce.daroczy_active import daroczy_figure1
 from poisonaudit.reproduce.daroczy_bound import daroczy_figure2
 from poisonaudit.reproduce.daroczy_estimates import daroczy_figure3, daroczy_table2
 from poisonaudit.reproduce.landscape import wang_figure4
+from poisonaudit.reproduce.noise_table import weight_noise_family
 from poisonaudit.reproduce.product_table import despres_product
 from poisonaudit.reproduce.random_table import despres_random
 from poisonaudit.reproduce.result import COLUMNS, REPRODUCTION_SCHEMA, Line, Picture, Reproduction, Row
@@ -35,6 +36,7 @@ REPRODUCTIONS: dict[str, Callable[[Bench], Reproduction]] = {
     "daroczy-figure2": daroczy_figure2,
     "daroczy-figure3": daroczy_figure3,
     "daroczy-table2": daroczy_table2,
+    "weight-noise": weight_noise_family,
 }
 
 _ON_DATA = frozenset("root data model weights limit decay seed device tolerance max_gradients quick".split())
@@ -55,6 +57,7 @@ TAKEN: Mapping[str, frozenset[str]] = {
     "daroczy-figure2": frozenset({"seed", "quick"}),
     "daroczy-figure3": _TRAINED,
     "daroczy-table2": _TRAINED,
+    "weight-noise": frozenset({"seed", "quick", "draws"}),
 }
 # Smallest and largest value of whole-number settings.
 RANGES: Mapping[str, tuple[int, int]] = {"depth": (1, 16), "draws": (2, 100_000)}

@@ -64,7 +64,7 @@ class Settings:
         max_gradients: most gradient-sized evaluations of one training, beyond which its column is flagged.
         quick: fewer rows, draws, steps or networks and coarser pictures.
         depth: largest depth of the networks for x^2 and x y; None for 6.
-        draws: random networks; None for 1,000, or 100 if quick.
+        draws: random networks; None for 1,000, or 100 if quick. In weight-noise draws of noise; None for 64, or 16.
         strengths: of every penalty in lipschitz-training; None for its own.
     """
 

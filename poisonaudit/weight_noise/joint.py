@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.weight_noise.chain import forward, read_chain
-from poisonaudit.weight_noise.conditions import conditions_of
-from poisonaudit.weight_noise.noise import check_settings, noise_for, predictions
+from poisonaudit.weight_noise.conditions import WeightConditions, conditions_of
+from poisonaudit.weight_noise.intervals import NOTHING, Interval, mean_share, root_of_mean
+from poisonaudit.weight_noise.network import Network, Parameters, read_network
+from poisonaudit.weight_noise.noise import Norm, check_settings, noise_source
+from poisonaudit.weight_noise.sampling import Sample, sample
 
 
 @dataclass(frozen=True)
 class JointNoise:
-    """Noise in every weight matrix at once, `|eta_i|_F = rho |W_i|_F`, independent between matrices.
+    """Noise in every weight matrix at once, `|eta_i| = rho |W_i|`, independent between matrices.
 
     Attributes:
-        rms: root of the mean over inputs and draws of `(|dv| / |v|)^2`, sampled at the real rho. Unit: none.
+        rms: root of the mean over inputs and draws of `(|dv| / |v|)^2`, sampled at the real rho. Unit: none. Infinite
+            where an input has v = 0 and moves.
         standard_error: of `rms`; draws are the independent units.
         rms_formula: the same to first order, `sqrt(mean over inputs of sum_i e_i^2 / |v|^2)` with
-            `e_i = rho |B_i|_F |z_(i-1)| |W_i|_F / sqrt(numel W_i)`.
-        flip_rate: share of draws and inputs whose class of the largest output changes; NaN for a single
-            output.
+            `e_i = rho |J_i|_F |W_i| s_i` (`WeightConditions.spread`); NaN where it was not asked for.
+        flip_rate: share of draws and inputs whose class of the largest output changes; NaN without classes.
         flip_standard_error: of `flip_rate`.
         rho: noise norm per weight norm.
         draws: number of draws.
         inputs: number of inputs.
+        interval: 95 % interval of `rms`; draws are the independent units.
+        flip_interval: 95 % interval of `flip_rate`.
+        median: median over the inputs of each one's root mean square of `|dv| / |v|`: not carried by few inputs with
+            small v.
+        zero_outputs: number of inputs with v = 0, for which a relative number says nothing.
+        rms_elsewhere: `rms` over the other inputs; NaN if there are none.
     """
 
     rms: float
@@ -37,64 +46,97 @@ class JointNoise:
     rho: float
     draws: int
     inputs: int
+    interval: tuple[float, float] = (math.nan, math.nan)
+    flip_interval: tuple[float, float] = (math.nan, math.nan)
+    median: float = math.nan
+    zero_outputs: int = 0
+    rms_elsewhere: float = math.nan
 
 
-def joint_weight_noise(model: nn.Module, x: Tensor, rho: float = 0.1, draws: int = 64, seed: int = 0) -> JointNoise:
+def joint_weight_noise(
+    model: nn.Module,
+    x: Tensor,
+    rho: float = 0.1,
+    draws: int = 64,
+    seed: int = 0,
+    *,
+    parameters: Parameters = "matrices",
+    norm: Norm = "frobenius",
+    formula: bool = True,
+) -> JointNoise:
     """Perturb all weight matrices (not the biases) at once; one forward pass a draw.
 
     Errors: as `weight_noise`.
 
     Args:
-        model: Sequential of Linear, elementwise activations, Flatten, Identity; it is not modified.
+        model: any network in eval mode; it is not modified.
         x: inputs (batch, ...), of the model's dtype and device.
         rho: noise norm per weight norm.
         draws: number of draws.
         seed: of the noise.
+        parameters: which are perturbed, as for `weight_noise`.
+        norm: of the matrices: "frobenius" or "spectral".
+        formula: whether to compute `rms_formula`, which needs Jacobians.
 
     Returns:
-        Relative movement and share of flipped predictions; rms is infinite where an input has v = 0.
+        Relative movement and share of flipped predictions.
     """
-    check_settings(rho, draws)
-    steps, rows = read_chain(model, x)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        outputs = forward(steps, rows)[2]
-        size = outputs.square().sum(1)
-        clean = predictions(outputs)
-        squares, flips = [], []
-        for _ in range(draws):
-            values = rows
-            for step in steps:
-                noisy = step.weight + noise_for(step, rho, generator)
-                values = step.activate(nn.functional.linear(values, noisy, step.bias))
-            squares.append(_ratio((values - outputs).square().sum(1), size).mean())
-            moved = predictions(values)
-            if moved is not None and clean is not None:
-                flips.append((moved != clean).to(outputs.dtype).mean())
-        expected = _ratio(rho**2 * conditions_of(steps, rows).spread.square().sum(0), size).mean()
-    rms, error = _root(torch.stack(squares))
-    rate = torch.stack(flips) if flips else outputs.new_full((draws,), float("nan"))
+    check_settings(rho, draws, norm, seed)
+    network = read_network(model, x, parameters)
+    conditions = conditions_of(network, norm) if formula else None
+    drawn = sample(network, noise_source(network.values, network.names, norm, seed), network.names, [rho], draws)
+    return summed_up(network, drawn, 0, rho, conditions)
+
+
+def summed_up(
+    network: Network, drawn: Sample, place: int, rho: float, conditions: WeightConditions | None = None
+) -> JointNoise:
+    """The numbers of one size of noise.
+
+    Args:
+        network: what was perturbed.
+        drawn: what the draws did.
+        place: of the size in it.
+        rho: that size.
+        conditions: of the same network; None for no formula.
+
+    Returns:
+        The numbers.
+    """
+    size = network.outputs.double().square().sum(1)
+    squares = drawn.squares[place]
+    relative = ratio(squares, size)
+    moved = root_of_mean(relative.mean(1))
+    flips = NOTHING if drawn.flips is None else mean_share(drawn.flips[place])
+    rest = relative[:, size > 0]
+    formula = math.nan if conditions is None else first_order(conditions, rho)
     return JointNoise(
-        rms=rms,
-        standard_error=error,
-        rms_formula=float(expected.sqrt()),
-        flip_rate=float(rate.mean()),
-        flip_standard_error=float(rate.std() / draws**0.5),
+        rms=moved.value,
+        standard_error=moved.standard_error,
+        rms_formula=formula,
+        flip_rate=flips.value,
+        flip_standard_error=flips.standard_error,
         rho=rho,
-        draws=draws,
-        inputs=x.shape[0],
+        draws=squares.shape[0],
+        inputs=squares.shape[1],
+        interval=_ends(moved),
+        flip_interval=_ends(flips),
+        median=float(relative.mean(0).sqrt().median()),
+        zero_outputs=int((size == 0).sum()),
+        rms_elsewhere=float(rest.mean().sqrt()) if rest.numel() else math.nan,
     )
 
 
-def _ratio(movement: Tensor, size: Tensor) -> Tensor:
+def first_order(conditions: WeightConditions, rho: float) -> float:
+    """The formula for all parameters at once, relative: root of the mean over inputs of `sum_i e_i^2 / |v|^2`."""
+    size = conditions.outputs.double().square().sum(1)
+    return float(ratio(rho**2 * conditions.spread.double().square().sum(0), size).mean().sqrt())
+
+
+def ratio(movement: Tensor, size: Tensor) -> Tensor:
     """Movement per size, 0 where nothing moved (even if the size is 0)."""
     return torch.where(movement > 0, movement / size, torch.zeros_like(movement))
 
 
-def _root(per_draw: Tensor) -> tuple[float, float]:
-    """Root of the mean over draws and its standard error."""
-    mean = float(per_draw.mean())
-    if mean == 0 or mean == float("inf"):
-        return mean, 0.0
-    root = mean**0.5
-    return root, float(per_draw.std()) / (2 * root * len(per_draw) ** 0.5)
+def _ends(found: Interval) -> tuple[float, float]:
+    return found.low, found.high

@@ -1,46 +1,132 @@
-"""Isotropic noise matrices of an exact Frobenius norm, from an explicit seed."""
+"""Isotropic noise of an exact norm for every parameter: one stream per seed, parameter and draw."""
 
 from __future__ import annotations
 
 import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from poisonaudit.errors import UsageError
-from poisonaudit.weight_noise.chain import Step
+from poisonaudit.registry import unknown_name
 
-# Entries of one block of outputs over draws: 32 MiB in float64.
-_ENTRIES = 2**22
+Norm = Literal["frobenius", "spectral"]
+NORMS: tuple[Norm, ...] = ("frobenius", "spectral")
+# Draws behind the mean of |G|_F^2 / |G|_2^2 over Gaussian matrices, which has no closed form.
+_RANK_DRAWS = 400
 
 
-def check_settings(rho: float, draws: int) -> None:
+def check_settings(rho: float, draws: int, norm: str = "frobenius", seed: int = 0, probes: int | None = None) -> None:
     """Refuse settings no noise can be drawn for.
 
     Raises:
-        UsageError: PA321, rho is not a finite number above 0 or draws is not a whole number of at least 2.
+        UsageError: PA321, rho is not a finite number above 0, draws or probes is not a whole number of at least 2, or
+            seed is not a whole number of at least 0; PA301, an unknown norm.
     """
-    if not (math.isfinite(rho) and rho > 0):
+    if isinstance(rho, bool) or not isinstance(rho, int | float) or not (math.isfinite(rho) and rho > 0):
         raise UsageError("PA321", f"rho is {rho}; it is noise norm per weight norm. Give a finite number above 0.")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
-        raise UsageError("PA321", f"draws is {draws}; a standard error needs at least 2. Give a whole number.")
+    for word, count in (("draws", draws), ("probes", 2 if probes is None else probes)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            raise UsageError("PA321", f"{word} is {count}; a standard error needs at least 2. Give a whole number.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError("PA321", f"seed is {seed}; streams of noise are numbered from 0. Give a whole number.")
+    if norm not in NORMS:
+        raise unknown_name(norm, NORMS, "matrix norm")
 
 
-def noise_for(step: Step, rho: float, generator: torch.Generator) -> Tensor:
-    """One matrix like W_i, uniform on the sphere `|eta|_F = rho |W_i|_F`."""
-    # On the CPU in float64 whatever the device and dtype: a seed means the same noise everywhere.
-    drawn = torch.randn(step.weight.shape, generator=generator, dtype=torch.float64)
-    scale = rho * float(step.weight.norm().double()) / float(drawn.norm())
-    return (drawn * scale).to(step.weight)
+def as_matrix(values: Tensor) -> Tensor:
+    """A parameter as the matrix whose norms are meant: (first dimension, all others); a vector as one column."""
+    return values.reshape(values.shape[0], -1) if values.dim() > 0 else values.reshape(1, 1)
 
 
-def draws_per_block(steps: tuple[Step, ...], batch: int) -> int:
-    """How many draws fit in one block of forward passes."""
-    widest = max(step.weight.shape[0] for step in steps)
-    largest = max(step.weight.numel() for step in steps)
-    return max(1, _ENTRIES // max(batch * widest, largest))
+def size_of(values: Tensor, norm: Norm) -> float:
+    """The named norm of a parameter, in float64."""
+    matrix = as_matrix(values.detach()).double()
+    return float(matrix.norm() if norm == "frobenius" else torch.linalg.matrix_norm(matrix, 2))
 
 
-def predictions(outputs: Tensor) -> Tensor | None:
-    """The class of the largest output, over the last axis; None for a single output, which names no class."""
-    return outputs.argmax(-1) if outputs.shape[-1] > 1 else None
+@dataclass(frozen=True)
+class Noise:
+    """Where the noise of every parameter comes from.
+
+    `eta = rho |W| G / |G|`, G with independent N(0, 1) entries and |.| the named norm of `as_matrix`: isotropic, of the
+    exact norm `rho |W|`. G depends on the seed, the parameter's name and the number of the draw alone: not on the dtype
+    or device, nor on which other parameters, draws or sizes are asked for.
+
+    Attributes:
+        values: parameters by name.
+        sizes: |W| by name, in the named norm.
+        norm: "frobenius" or "spectral".
+        seed: of all streams.
+    """
+
+    values: Mapping[str, Tensor]
+    sizes: Mapping[str, float]
+    norm: Norm
+    seed: int
+
+    def unit(self, name: str, draw: int) -> Tensor:
+        """G / |G| times |W|: the noise at rho = 1, float64 on the CPU."""
+        drawn = gaussian(tuple(self.values[name].shape), self.seed, name, draw)
+        return drawn * (self.sizes[name] / size_of(drawn, self.norm))
+
+    def units(self, names: Sequence[str], draw: int) -> dict[str, Tensor]:
+        """The same for several parameters."""
+        return {name: self.unit(name, draw) for name in names}
+
+    def added(self, units: Mapping[str, Tensor], rho: float) -> dict[str, Tensor]:
+        """`W + rho * unit` by name, in the parameters' dtype and on their device."""
+        return {name: self.values[name] + (rho * unit).to(self.values[name]) for name, unit in units.items()}
+
+
+def noise_source(values: Mapping[str, Tensor], names: Sequence[str], norm: Norm, seed: int) -> Noise:
+    """Noise for the named parameters.
+
+    Args:
+        values: parameters by name.
+        names: of those that are perturbed.
+        norm: in which |eta| = rho |W|.
+        seed: of the streams.
+
+    Returns:
+        The source.
+    """
+    return Noise({name: values[name] for name in names}, {n: size_of(values[n], norm) for n in names}, norm, seed)
+
+
+def gaussian(shape: tuple[int, ...], seed: int, name: str, draw: int) -> Tensor:
+    """Independent N(0, 1) entries of a stream of their own, float64 on the CPU."""
+    stream = np.random.default_rng([seed, zlib.crc32(name.encode()), draw])
+    return torch.from_numpy(np.asarray(stream.standard_normal(shape)))
+
+
+def isotropic_factor(values: Tensor, norm: Norm) -> float:
+    """`s` with `E eta eta^T = (rho |W| s)^2 I` over the entries of the noise.
+
+    The Frobenius norm makes it `1 / sqrt(numel)`. With the spectral norm eta has the law of `P eta Q` for orthogonal
+    P and Q, so its covariance is a multiple of the identity still, and the trace gives
+    `s^2 = E[|G|_F^2 / |G|_2^2] / numel`: a mean of 400 draws, good to about a percent or better.
+
+    Args:
+        values: the parameter.
+        norm: of the noise.
+
+    Returns:
+        s.
+    """
+    entries = max(values.numel(), 1)
+    rows, columns = as_matrix(values).shape
+    if norm == "frobenius" or min(rows, columns) == 1:
+        return entries**-0.5
+    # Singular values depend on the shape alone: a few draws suffice for large matrices, where they concentrate.
+    draws = max(8, min(_RANK_DRAWS, 2**24 // (entries * min(rows, columns))))
+    ratios = []
+    for draw in range(draws):
+        drawn = gaussian((rows, columns), 0, "stable rank", draw)
+        ratios.append(float((drawn.norm() / torch.linalg.matrix_norm(drawn, 2)).square()))
+    return math.sqrt(sum(ratios) / draws / entries)

@@ -30,7 +30,10 @@ from poisonaudit.cli.options import arguments, shared
 @shared("max-gradients")
 @click.option("--depth", type=int, metavar="N", help="despres-square, -product: depths 1 to N; default 6.")
 @click.option(
-    "--draws", type=int, metavar="N", help="despres-random: networks to draw; default 1,000, with --quick 100."
+    "--draws",
+    type=int,
+    metavar="N",
+    help="despres-random: networks to draw (1,000; with --quick 100). weight-noise: noise per matrix (64; 16).",
 )
 @click.option(
     "--strengths",
@@ -48,6 +51,7 @@ def command(name: str, resume: bool, out: Path | None, as_json: bool, **given: A
     Other despres-*: no data; of the options above only --depth, --draws, --quick and --seed apply.
     lipschitz-training: digits; --model, --strengths, --quick and --seed.
     daroczy-*: digits, or CIFAR-10 with --root; --limit, --decay, --quick, --seed and --device; -figure2 has no data.
+    weight-noise: digits; --draws, --quick and --seed.
     """
     with reporting() as report:
         from poisonaudit.cli.pipeline.reproduce import run_reproduction

@@ -10,6 +10,7 @@ from poisonaudit.report.comparison import units
 from poisonaudit.report.formats import flat, number, state, usable
 from poisonaudit.report.layer_chart import layer_chart
 from poisonaudit.report.measures_guide import by_family, family_title, guide
+from poisonaudit.report.noise_charts import noise_charts
 from poisonaudit.report.page import Page
 from poisonaudit.report.sections.comparison_table import DIRECTIONS, kinds_of
 from poisonaudit.results import Measure
@@ -64,6 +65,7 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
         "rows": rows,
         "chart": chart,
         "layers": layers,
+        "more": noise_charts(name, page.labels, measures, key=f"m{position}"),
         "why_not": several_units(page.labels, measures) if len(told) > 1 else "" if some else why_not(rows),
     }
 
