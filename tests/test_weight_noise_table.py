@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.weight_noise import joint_weight_noise, weight_conditions, weight_noise
-from poisonaudit.weight_noise.intervals import root_mean_square
+from poisonaudit.weight_noise.intervals import mean_of_roots
 from poisonaudit.weight_noise.noise import noise_source
 
 ACTIVATIONS = [
@@ -193,8 +193,8 @@ def test_standard_error_covers_the_truth() -> None:
     inside = 0
     for _ in range(200):
         squares = torch.randn(100, 1, generator=generator, dtype=torch.float64).square() * torch.ones(1, 3)
-        rms, error = root_mean_square(squares)
-        inside += abs(rms - 1) < 2 * error
+        found = mean_of_roots(squares)
+        inside += abs(found.value - 1) < 2 * found.standard_error
     assert 175 <= inside <= 200
 
 

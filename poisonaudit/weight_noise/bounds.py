@@ -125,10 +125,10 @@ def bound_factors(network: Network, sizes: Mapping[str, float]) -> tuple[Tensor,
         # A parameter that several layers share also multiplies errors of its own making: not proportional to rho.
         if not reason and not torch.allclose(2.0 * values, alone(bounds, name, sizes[name], 2.0, len(network.x))[0]):
             values, reason = torch.full_like(values, torch.nan), "layers share it: the bound is not proportional to rho"
-        found.append(values)
+        found.append(values.to(network.outputs.device))
         if reason:
             reasons[name] = reason
-    return torch.stack(found).to(network.outputs.device), reasons
+    return torch.stack(found), reasons
 
 
 def alone(bounds: Bounds, name: str, size: float, rho: float, rows: int) -> tuple[Tensor, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -132,8 +131,3 @@ def _exact(network: Network) -> tuple[Tensor, Tensor]:
         spectral.append(torch.linalg.eigvalsh(part.values)[..., -1].clamp_min(0.0).sqrt())
         frobenius.append(part.values.diagonal(dim1=2, dim2=3).sum(2).sqrt())
     return torch.cat(spectral, dim=1), torch.cat(frobenius, dim=1)
-
-
-def nan_mean(values: Tensor) -> float:
-    """The mean, NaN if any is."""
-    return float(values.double().mean()) if values.numel() else math.nan

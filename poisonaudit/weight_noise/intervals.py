@@ -31,27 +31,15 @@ class Interval:
 NOTHING = Interval(math.nan, math.nan, math.nan, math.nan)
 
 
-def root_mean_square(squares: Tensor) -> tuple[float, float]:
-    """Mean over inputs of the root over draws of the mean square, and its standard error.
+def mean_of_roots(squares: Tensor) -> Interval:
+    """Mean over inputs of the root over draws of the mean square.
 
     Args:
         squares: (draws, batch), values squared; draws are independent, inputs of one draw are not.
 
     Returns:
-        `(rms, standard error)`, the error by linearising the root at the sample mean.
-    """
-    found = mean_of_roots(squares)
-    return found.value, found.standard_error
-
-
-def mean_of_roots(squares: Tensor) -> Interval:
-    """The same with its interval.
-
-    Args:
-        squares: (draws, batch).
-
-    Returns:
-        `mean_x sqrt(mean_draws squares)`; infinite, without an interval, where a draw is. The interval is that of its
+        `mean_x sqrt(mean_draws squares)`; infinite, without an interval, where a draw is. The error linearises
+        the root at the sample mean. The interval is that of its
         square, `skewed_interval`, with the root taken.
     """
     mean = squares.mean(0)

@@ -160,7 +160,7 @@ def _by_layer(
     watched = list({id(module): module for modules in layers.values() for module in modules}.values())
     leaves = _leaves(network, list(layers))
     with torch.enable_grad():
-        with watching(network.model, note, watched):
+        with watching(note, watched):
             outputs = network.at(leaves, network.x[rows])
         if not calls or not outputs.requires_grad:
             return {}, set(layers)
@@ -178,7 +178,7 @@ def _by_layer(
     unlike = {
         name
         for name, wanted in reference.items()
-        if not _agree(sum_of_uses(uses[name], probe, wanted), wanted, len(outputs))
+        if not _agree(_sum_of_uses(uses[name], probe, wanted), wanted, len(outputs))
     }
     return {name: _gram(used, outputs) for name, used in uses.items() if name not in unlike}, unlike
 
@@ -236,7 +236,7 @@ def _reference(outputs: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tenso
     return dict(zip(leaves, _slopes((outputs * _probe(outputs)).sum(), leaves), strict=True))
 
 
-def sum_of_uses(uses: Sequence[tuple[Tensor, Tensor]], weights: Tensor, like: Tensor) -> Tensor:
+def _sum_of_uses(uses: Sequence[tuple[Tensor, Tensor]], weights: Tensor, like: Tensor) -> Tensor:
     """`sum over rows of J^T u` from outgoing slopes and entering patches. weights: (rows, c), u."""
     total = torch.zeros_like(like)
     for out, into in uses:

@@ -83,20 +83,6 @@ class Network:
         for start in range(0, len(self.x), size):
             yield slice(start, min(start + size, len(self.x)))
 
-    def only(self, rows: Tensor) -> Network:
-        """The same network at some of its rows.
-
-        Args:
-            rows: positions.
-
-        Returns:
-            A network that shares everything else.
-        """
-        return Network(
-            self.model, self.values, self.names, self.left_out, self.x[rows], self.outputs[rows], self.classes,
-            self.activations,
-        )  # fmt: skip
-
 
 def read_network(model: nn.Module, x: Tensor, parameters: Parameters = "matrices") -> Network:
     """Copy a model and choose which parameters are perturbed.
@@ -134,11 +120,10 @@ def plain_attention() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def watching(model: nn.Module, hook: object, modules: Sequence[nn.Module]) -> Iterator[None]:
+def watching(hook: object, modules: Sequence[nn.Module]) -> Iterator[None]:
     """Forward hooks that are taken off again.
 
     Args:
-        model: for its type only; hooks go on `modules`.
         hook: as register_forward_hook takes it.
         modules: whose calls are watched.
 
@@ -164,7 +149,7 @@ def _look(network: Network) -> tuple[torch.Size, int]:
     leaves = [module for module in network.model.modules() if not any(True for _ in module.children())]
     row = network.x[:1]
     try:
-        with watching(network.model, count, leaves):
+        with watching(count, leaves):
             found = functional_call(network.model, dict(network.values), (row.clone(),))
     except (RuntimeError, TypeError, ValueError, IndexError) as trouble:
         told = str(trouble).strip().partition("\n")[0] or type(trouble).__name__
@@ -250,11 +235,6 @@ def _refuse_mixed_rows(network: Network, outputs: Tensor) -> None:
                 f"the model's output for a row {why}, so there is no response of one row to weights. Use layers that "
                 "treat every row by itself and draw nothing at random.",
             )
-
-
-def row_norms(values: Tensor) -> Tensor:
-    """Euclidean norm of every row of (batch, ...), all entries of a row together."""
-    return values.flatten(1).norm(dim=1)
 
 
 def entries_of(values: Mapping[str, Tensor], names: Sequence[str]) -> int:
