@@ -275,6 +275,21 @@ def test_hooks_take_the_bound_away() -> None:
     assert ((frame["rms_sampled"] - frame["rms_formula"]).abs() < 5 * frame["standard_error"]).all()
 
 
+def test_what_is_overwritten_and_read_again_takes_the_bound_away() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = mlp([4, 3])[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.line(x)
+            h.mul_(3.0)
+            return h
+
+    frame = weight_noise(Scaled(), rows(2, 4), rho=0.1, draws=50)
+    assert frame["worst_case"].isna().all() and "in place" in frame.attrs["no_bound"]["line.weight"]
+
+
 def test_nets_of_the_package_have_bounds() -> None:
     for spec, shape in (("lenet", (1, 8, 8)), ("resnet20", (1, 8, 8)), ("lenet?normalize=0.5,0.5", (1, 8, 8))):
         model = build_model(spec, input_shape=shape, outputs=3, dtype=torch.float64)

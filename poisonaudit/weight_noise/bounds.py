@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from poisonaudit.tracing import LayerTracer, needed_operations
+from poisonaudit.tracing import LayerTracer, needed_operations, overwritten
 from poisonaudit.weight_noise.network import Network
 from poisonaudit.weight_noise.rules import Error, Known, NoBound, Rule, rule_of
 
@@ -87,6 +87,8 @@ def read_bounds(network: Network) -> Bounds:
         graph = LayerTracer().trace(model)
     except Exception as trouble:  # tracing runs the user's forward on proxies; anything can go wrong in it
         return Bounds((), f"the network cannot be traced ({' '.join(str(trouble).split())[:120]})")
+    if (reason := overwritten(graph, model)) is not None:
+        return Bounds((), reason)
     known = Known({id(value): name.removeprefix(prefix) for name, value in model.named_parameters()})
     alive = needed_operations(graph)
     programs = []

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from poisonaudit.layers import SLOPES, steepest
+from poisonaudit.tracing import operation_name
 from poisonaudit.weight_noise.gains import (
     CONVOLUTIONS,
     average_gain,
@@ -164,8 +165,7 @@ def _weighted(module: Any, z: Tensor, value: Tensor, known: Known, unknown: Rule
 
 
 def _function(node: fx.Node, given: Sequence[Any], value: Any) -> Rule:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    name = name.strip("_")
+    name = operation_name(node)
     plain = [each for each in node.args if not isinstance(each, fx.Node)]
     unknown = _unknown(f"operation {name}", [])
     if name in _SHAPES or (name == "getattr" and plain == ["shape"]):
@@ -177,7 +177,7 @@ def _function(node: fx.Node, given: Sequence[Any], value: Any) -> Rule:
     times = [_occurs(node.args, source) for source in node.all_input_nodes]
     if name == "cat" and all(len(given[place]) == len(value) for place in tensors):
         return lambda errors, radii: _joined([n**0.5 * e for n, e in zip(times, errors, strict=True) if e is not None])
-    if name in ("add", "iadd", "sub", "isub") and not node.kwargs:
+    if name in ("add", "sub") and not node.kwargs:
         factors = [_repeated(each, value) for each in given]
 
         def added(errors: Sequence[Error], radii: Mapping[str, float]) -> Error:
@@ -209,7 +209,7 @@ def _gain(name: str, node: fx.Node, plain: Sequence[Any], z: Tensor, value: Tens
     """Bound on the slope of a function of one tensor and plain settings, None where none is known."""
     if name in _SLOPES:
         return _SLOPES[name]
-    if name in ("mul", "imul", "truediv") and len(plain) == 1 and isinstance(plain[0], int | float):
+    if name in ("mul", "truediv") and len(plain) == 1 and isinstance(plain[0], int | float):
         return abs(float(plain[0])) if name != "truediv" else 1.0 / abs(float(plain[0])) if plain[0] else None
     if name in _REARRANGING:
         swaps_rows = name in ("permute", "transpose") and not _keeps_rows(name, plain, z.dim())
