@@ -62,10 +62,13 @@ class DrawnFlips:
         """Of one image."""
         return FlipPrediction(self.test[self.images[index]], self.wanted[variant][index])
 
-    def margins(self, index: int, variant: str, problem: Problem) -> dict[str, list[float]]:
+    def margins(
+        self, index: int, variant: str, problem: Problem, ways: tuple[str, ...] = ("tight", "loose")
+    ) -> dict[str, list[float]]:
         """Margin of the wanted class after training on these rows from every seed."""
         goal = self.goal(index, variant).bind(self.victim)
-        return {way: [goal.margin(self.trained(way, problem, one)) for one in own] for way, own in self.seeds.items()}
+        own = {way: seeds for way, seeds in self.seeds.items() if way in ways}
+        return {way: [goal.margin(self.trained(way, problem, one)) for one in seeds] for way, seeds in own.items()}
 
     def clean_margins(self, index: int, variant: str) -> dict[str, list[float]]:
         """The same without poison."""

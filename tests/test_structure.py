@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "krylov_newton": COMMON | {"operators", "solvers"},
     "newton": COMMON | {"operators", "solvers", "krylov_newton", "validity"},
     "warm_up": {"layers"},
+    "owner_training": COMMON | {"warm_up"},
     "training": COMMON | {"operators", "solvers", "newton", "warm_up"},
     "validity": COMMON,
     "sensitivity": COMMON | {"operators", "solvers", "newton", "training", "validity"},
@@ -49,9 +50,10 @@ ALLOWED: dict[str, set[str]] = {
         "tangent",
         "weight_noise",
     },
-    "attack": COMMON | {"art_estimator", "operators", "solvers", "training", "validity", "sensitivity"},
+    "attack": COMMON
+    | {"art_estimator", "owner_training", "operators", "solvers", "training", "validity", "sensitivity"},
     "verify": COMMON
-    | {"layers", "training", "validity", "warm_up", "sensitivity", "attack", "code_files", "quantities"},
+    | {"layers", "training", "validity", "owner_training", "sensitivity", "attack", "code_files", "quantities"},
     "gates": {"errors", "registry", "results", "quantities", "audit"},
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},

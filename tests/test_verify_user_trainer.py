@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from poisonaudit.errors import InputRefused, PoisonAuditError, UsageError
+from poisonaudit.owner_training import trained_weights, weights_of
 from poisonaudit.problem import Problem
 from poisonaudit.training import initialise, with_statistics
 from poisonaudit.verify import load_trainer, loose_trainer, trained
-from poisonaudit.verify.user_trainer import trained_weights, weights_of
 from tests.conftest import digits_rows, mlp
 
 CODE = """

@@ -10,11 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from poisonaudit.attack.arguments import expect_attack, whole_number
+from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.ensemble import AGGREGATES, Aggregate, MemberGoal, over_members, trained_solutions
+from poisonaudit.attack.crafting_options import refuse_bad_options, refuse_beside_trainer
+from poisonaudit.attack.ensemble import (
+    Aggregate,
+    MemberGoal,
+    over_members,
+    trained_solutions,
+    training_seeds,
+)
 from poisonaudit.attack.history import history_entry
-from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
 from poisonaudit.attack.poison import Poison, embed
@@ -34,8 +40,8 @@ from poisonaudit.attack.steps import (
     start_of,
 )
 from poisonaudit.errors import UsageError
+from poisonaudit.owner_training import Trainer, gradients_of, trained_weights
 from poisonaudit.problem import Problem
-from poisonaudit.registry import unknown_name
 from poisonaudit.training import Progress
 
 _HALVINGS = 4
@@ -49,8 +55,8 @@ _ENOUGH = 1e-3
 _MEMBER_RADIUS = 0.1
 # First step of "pgd", as a share of the radius; later ones fall as a cosine. Few steps must be longer to get anywhere.
 _FIRST_LENGTH = 0.7
-_METHODS = ("auto", "corner", "pgd", *METHODS)
-_OUTER = ("retrain", "path")
+# Of H, relative to its largest eigenvalue: at minima, and where the owner's training ends.
+_DAMPING, _DAMPING_UNFINISHED = 1e-4, 5e-3
 
 
 def craft(
@@ -66,8 +72,9 @@ def craft(
     members: int = 0,
     aggregate: Aggregate = "mean",
     max_products: int | None = None,
-    damping: float = 1e-4,
+    damping: float | None = None,
     tolerance: float = 1e-6,
+    trainer: Trainer | None = None,
     test: TestRows | None = None,
     state: CraftState | None = None,
     on_step: Callable[[CraftState], None] | None = None,
@@ -83,6 +90,10 @@ def craft(
     to, with H damped a little, for near a fold of the solution path the undamped slope points along one direction only.
     Proposals of the first two kinds of whose promise retraining confirms less than a quarter are halved. What comes
     back is the best poison *after retraining*, not the best predicted one.
+
+    With a `trainer`, each step is trained by the owner's own procedure instead, from `solutions` fresh seeds, and
+    linearised where that ends, H damped more. An owner who stops early, or at a kink, is not at a minimum: what the
+    tight solution would do there says little, and the poison is worked on where training really leads.
 
     Set-aware crafting takes the goal over several trained solutions (`solutions`), and over sampled members of the
     solution set at each, where its kernel is not trivial (`members`).
@@ -104,8 +115,10 @@ def craft(
         aggregate: "mean" or "worst" over solutions and members.
         max_products: most operator products of one inner problem; None for no limit.
         damping: of H in the slopes and estimates of "pgd", relative to its largest eigenvalue; their phi in the history
-            is that of the damped step.
+            is that of the damped step. None for 1e-4, and 5e-3 with a trainer.
         tolerance: relative gradient of each warm retraining; up to 1e-6 the linearisation there is valid.
+        trainer: the owner's training, (problem, seed) -> weights (p,), a state dict or a module; see `loose_trainer`.
+            It takes "pgd" and no members; `weights` of the result are those of the first seed.
         test: (x, y) test rows for the predicted accuracy.
         state: of an interrupted call with the same arguments, to go on from.
         on_step: called with the state after each step.
@@ -115,13 +128,18 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, or members or damping below 0; PA301, no
-            method, outer step or aggregate has that name; PA341, fewer than one solution; PA385, no entry of a row can
+        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, or members or damping below 0, or
+            options that do not go with a trainer or with membership; PA301, no method, outer step or aggregate has
+            that name; PA341, fewer than one solution; PA385, no entry of a row can
             move in this budget.
         InputRefused: PA125, further weights of another length.
     """
     expect_attack("craft", problem, objective, budget)
-    _refuse_bad(steps, members, damping, method, outer, aggregate)
+    if damping is None:
+        damping = _DAMPING if trainer is None else _DAMPING_UNFINISHED
+    refuse_bad_options(steps, members, damping, method, outer, aggregate)
+    if trainer is not None:
+        refuse_beside_trainer(trainer, objective, solutions, members, method, outer)
     if isinstance(objective, Membership):
         # Its residual is a function of mu alone: no retraining between steps, nothing to resume.
         if solutions != 1 or members or outer != "retrain" or method in ("corner", "pgd"):
@@ -148,6 +166,7 @@ def craft(
         max_products,
         damping,
         tolerance,
+        trainer,
         state,
     )
     if state is None:
@@ -218,24 +237,6 @@ def _first_length(steps: int) -> float:
     return max(_FIRST_LENGTH, min(1.0, 4 / (steps + 1)))
 
 
-def _refuse_bad(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:
-    counts = whole_number(steps), whole_number(members)
-    real = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if None in counts or min(steps - 1, members) < 0 or not real or not 0.0 <= damping < math.inf:
-        raise UsageError(
-            "PA367",
-            f"steps is {steps!r}, members is {members!r}, damping is {damping!r}; at least one linearisation is "
-            "needed, the others must not be negative, and steps and members are whole numbers. Pass steps=12.",
-        )
-    for name, known, what in (
-        (method, _METHODS, "crafting method"),
-        (outer, _OUTER, "outer step"),
-        (aggregate, AGGREGATES, "aggregate"),
-    ):
-        if name not in known:
-            raise unknown_name(str(name), known, what)
-
-
 def _task(
     problem: Problem,
     objective: Objective,
@@ -249,13 +250,18 @@ def _task(
     max_products: int | None,
     damping: float,
     tolerance: float,
+    trainer: Trainer | None,
     state: CraftState | None,
 ) -> tuple[Task, int]:
     """What stays the same, and the gradients that training further solutions took."""
-    if state is None:
-        at, gradients = trained_solutions(problem, solutions, tolerance, seed)
-    else:
+    seeds = training_seeds(solutions, seed) if trainer is not None and isinstance(solutions, int) else []
+    if state is not None:
         at, gradients = [problem.at(weights.to(problem.weights)) for weights in state.weights[0]], 0
+    elif trainer is not None:
+        at = [problem.at(trained_weights(trainer, problem, each)) for each in seeds]
+        gradients = len(at) * gradients_of(trainer)
+    else:
+        at, gradients = trained_solutions(problem, solutions, tolerance, seed)
     goals = [objective.bind(each) for each in at]
     if members:
         goals = [
@@ -263,15 +269,19 @@ def _task(
             for each, goal in zip(at, goals, strict=True)
         ]
     if method == "auto":
-        method = "apg" if goals[0].is_distance else "pgd"
+        method = "apg" if goals[0].is_distance and trainer is None else "pgd"
     if state is None:
-        rows = choose_rows(problem, goals[0], budget, seed, slope=lambda: slope_in_inputs(at, goals, aggregate)[0])
+        damped = 0.0 if trainer is None else damping
+        slope: Callable[[], Tensor] = lambda: slope_in_inputs(at, goals, aggregate, damped)[0]  # noqa: E731
+        rows = choose_rows(problem, goals[0], budget, seed, slope=slope)
     else:
         rows = state.rows.to(problem.device)
     allowed = budget.around(problem.x[rows])
-    return Task(
-        problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping
-    ), gradients
+    task = Task(
+        problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping, trainer,
+        seeds,
+    )  # fmt: skip
+    return task, gradients
 
 
 def _state(
@@ -310,6 +320,9 @@ def _reached(task: Task, state: CraftState) -> list[Point]:
 
 def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...], int]:
     """The best point when training starts from the clean weights, as the owner's warm retraining does."""
+    if task.trainer is not None:
+        # It starts from its own seeds every time: each step has been judged already.
+        return min(reached, key=lambda each: each.value), (), 0
     # Along the way training followed the poison step by step; a network may then sit in another minimum.
     best, notes, gradients = reached[0], [], 0
     scale = abs(best.value)
@@ -332,6 +345,11 @@ def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: 
     notes = []
     if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
+    if task.trainer is not None:
+        notes.append(
+            f"crafted through the owner's training, from {len(task.seeds)} seeds: where it ends need not be a minimum, "
+            "so each step is a direction only; the predicted outcome is that of the model's own weights"
+        )
     if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
         notes.append(
             f"members is {members} and changes nothing: H has no kernel here (decay {task.problem.decay:g}), so each "

@@ -73,6 +73,11 @@ def trained_solutions(
     return [problem, *(problem.at(weights.to(problem.weights)) for weights in solutions)], 0
 
 
+def training_seeds(count: int, seed: int) -> list[int]:
+    """What the owner's training is called with while crafting, far from the seeds of verification."""
+    return [_FIRST_SEED + seed + index for index in range(count)]
+
+
 @dataclass(frozen=True, eq=False)
 class MemberGoal:
     """A goal over several members of the estimated solution set: each lies at a kernel offset from the nearest one.

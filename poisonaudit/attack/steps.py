@@ -16,6 +16,7 @@ from poisonaudit.attack.objectives import Goal
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import embed
 from poisonaudit.operators import linearise
+from poisonaudit.owner_training import Trainer, gradients_of, trained_weights
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity import follow_path, graphical_derivative, solver_for
 from poisonaudit.sensitivity.curvature import Curvature
@@ -45,6 +46,8 @@ class Task:
         aggregate: how the goals of several solutions are taken together.
         outer: how the next solution is found.
         damping: of the solves of method "pgd", relative to the largest curvature.
+        trainer: the owner's own training, where it takes the place of tight retraining.
+        seeds: what it is called with at each solution.
     """
 
     problem: Problem
@@ -59,6 +62,8 @@ class Task:
     aggregate: Aggregate
     outer: Outer
     damping: float
+    trainer: Trainer | None = None
+    seeds: Sequence[int] = ()
 
     @property
     def is_distance(self) -> bool:
@@ -92,7 +97,8 @@ class Trial:
     Attributes:
         point: where it led.
         predicted: the goal at the linear estimate.
-        phi: largest over the solutions; None where nothing moved.
+        phi: largest over the solutions; None where nothing moved, and where the owner's training stops short of a
+            minimum.
         converged: every retraining reached the tolerance.
         products: used for the estimate.
         gradients: used by retraining.
@@ -194,7 +200,7 @@ def advance(task: Task, current: Point, delta: Tensor) -> Trial:
 
     Args:
         task: what stays the same; `outer` "retrain" fits warm, "path" follows the solution along the move and fits
-            only where the path is lost.
+            only where the path is lost; a `trainer` takes the place of both.
         current: where the move starts.
         delta: total perturbation of the rows.
 
@@ -205,25 +211,35 @@ def advance(task: Task, current: Point, delta: Tensor) -> Trial:
     reached, predicted, values = [], [], []
     phi: float | None = None
     converged, products, gradients = True, 0, 0
-    for goal, here in zip(task.goals, current.problems, strict=True):
+    for index, (goal, here) in enumerate(zip(task.goals, current.problems, strict=True)):
         displacement, error, used = _linear_step(task, here, change)
         products += used
         phi = error if phi is None else max(phi, error or 0.0)
         estimate = here.weights + displacement
-        poisoned = task.poisoned(delta, here)
-        followed = follow_path(here, change) if task.outer == "path" else None
-        if followed is not None and followed.converged:
-            there = poisoned.at(followed.weights)
-        else:
-            # The estimate is only a start for training, and only where training itself would prefer it.
-            better = bool(poisoned.objective(estimate) < poisoned.objective())
-            fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed, dense_test=False)
-            there, converged, gradients = fitted.problem, converged and fitted.converged, gradients + fitted.gradients
+        there, close, spent = _led_to(task, index, here, estimate, delta, change)
+        converged, gradients = converged and close, gradients + spent
         reached.append(there)
         predicted.append(goal.value(estimate))
         values.append(goal.value(there.weights))
     point = Point(delta, tuple(reached), gathered(values, task.aggregate))
     return Trial(point, gathered(predicted, task.aggregate), phi, converged, products, gradients)
+
+
+def _led_to(
+    task: Task, index: int, here: Problem, estimate: Tensor, delta: Tensor, change: Tensor
+) -> tuple[Problem, bool, int]:
+    """Where one solution ends on the poisoned rows, whether training reached its tolerance, and its gradients."""
+    poisoned = task.poisoned(delta, here)
+    if task.trainer is not None:
+        there = poisoned.at(trained_weights(task.trainer, poisoned, task.seeds[index]))
+        return there, True, gradients_of(task.trainer)
+    followed = follow_path(here, change) if task.outer == "path" else None
+    if followed is not None and followed.converged:
+        return poisoned.at(followed.weights), True, 0
+    # The estimate is only a start for training, and only where training itself would prefer it.
+    better = bool(poisoned.objective(estimate) < poisoned.objective())
+    fitted = fit(poisoned.at(estimate) if better else poisoned, task.tolerance, task.seed, dense_test=False)
+    return fitted.problem, fitted.converged, fitted.gradients
 
 
 def _solver(at: Problem, damping: float) -> Curvature:
@@ -243,7 +259,8 @@ def _linear_step(task: Task, here: Problem, change: Tensor) -> tuple[Tensor, flo
     displacement = -solver.inverse(moved)
     length = float(displacement.norm())
     phi = None
-    if length > 0:
+    # Without a minimum there is no solution map that a residual could be measured by.
+    if length > 0 and task.trainer is None:
         beyond = here.gradient(here.weights + displacement, here.x + change) - linearise(here).gradient
         # The damping's own share of the residual is no error of the linear model.
         phi = float(solver.inverse(beyond + task.damping * solver.largest * displacement).norm()) / length

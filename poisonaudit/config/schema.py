@@ -123,17 +123,18 @@ class CraftConfig:
     """How the poison is worked on; see `poisonaudit.attack.craft`.
 
     `solutions` counts the trained solutions that are attacked together, `members` those sampled from the solution set
-    beside each; `damping` is that of method pgd.
+    beside each; `damping` is that of method pgd. `outer: training` trains each step by the owner's own procedure: the
+    trainer that `retrain` names, else loosely.
     """
 
     steps: Annotated[int, Field(ge=1, le=1000)] = 12
     method: Literal["auto", "corner", "pgd", "apg", "adam", "lbfgsb"] = "auto"
-    outer: Literal["retrain", "path"] = "retrain"
+    outer: Literal["retrain", "path", "training"] = "retrain"
     solutions: Annotated[int, Field(ge=1, le=1000)] = 1
     members: Annotated[int, Field(ge=0, le=1000)] = 0
     aggregate: Literal["mean", "worst"] = "mean"
     max_products: Count | None = None
-    damping: NonNegative = 1e-4
+    damping: NonNegative | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=RULES)

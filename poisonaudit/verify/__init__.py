@@ -1,6 +1,7 @@
 """Retraining as the judge: predicted beside retrained, with controls and intervals."""
 
 from poisonaudit.attack.outcome import outcome
+from poisonaudit.owner_training import Trainer
 from poisonaudit.verify.cost import verified_cost
 from poisonaudit.verify.cost_result import CostTrial, VerifiedCost, judge_trial
 from poisonaudit.verify.hardening import (
@@ -14,7 +15,7 @@ from poisonaudit.verify.images import PairedSuccesses, paired_difference, succes
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
 from poisonaudit.verify.retraining import Training, drawable, fitted, retrain, retrainings, trained
 from poisonaudit.verify.statistics import PairedTest, Rate, mean_and_error, paired_test, success_rate
-from poisonaudit.verify.trainers import MinibatchTrainer, Trainer, loose_trainer, sgd_trainer
+from poisonaudit.verify.trainers import MinibatchTrainer, loose_trainer, sgd_trainer
 from poisonaudit.verify.user_trainer import FileTrainer, load_trainer
 
 __all__ = [

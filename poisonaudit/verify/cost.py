@@ -10,13 +10,13 @@ from poisonaudit.attack import Budget, craft
 from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.errors import UsageError
+from poisonaudit.owner_training import Trainer
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
 from poisonaudit.verify.cost_result import CostTrial, Over, VerifiedCost, judge_trial
 from poisonaudit.verify.cost_search import Search, checked_search
 from poisonaudit.verify.retrained import Control
 from poisonaudit.verify.retraining import retrain
-from poisonaudit.verify.trainers import Trainer
 
 
 def verified_cost(

@@ -14,12 +14,13 @@ from torch import Tensor
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
+from poisonaudit.owner_training import Trainer, trained_weights
 from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.training import Progress, fit, initialise, relative_gradient
 from poisonaudit.validity import STATIONARITY_LIMIT
 from poisonaudit.verify.retrained import Control, Kind, Retrained, Retraining
-from poisonaudit.verify.trainers import MinibatchTrainer, Trainer, loose_trainer
-from poisonaudit.verify.user_trainer import FileTrainer, trained_weights
+from poisonaudit.verify.trainers import MinibatchTrainer, loose_trainer
+from poisonaudit.verify.user_trainer import FileTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -245,7 +246,8 @@ def trained(trainer: Trainer, problem: Problem, seed: int, tolerance: float) -> 
         The run.
     """
     begun = time.perf_counter()
-    weights = trained_weights(trainer, problem, seed)
+    who = str(trainer) if isinstance(trainer, FileTrainer) else "the trainer"
+    weights = trained_weights(trainer, problem, seed, who)
     seconds = time.perf_counter() - begun
     figure = relative_gradient(problem.at(weights))
     told = str(trainer) if isinstance(trainer, MinibatchTrainer | FileTrainer) else "the given trainer's weights"

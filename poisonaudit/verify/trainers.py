@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
+from poisonaudit.owner_training import seeded
 from poisonaudit.problem import Problem
 from poisonaudit.training import initialise
-from poisonaudit.verify.seeding import seeded
 from poisonaudit.warm_up import in_statistics_of
-
-# Returns flat weights (p,), a state dict or a module; see `weights_of`.
-Trainer = Callable[[Problem, int], Any]
 
 _SGD_MOMENTUM = 0.9
 
@@ -64,6 +61,11 @@ class MinibatchTrainer:
                 f"the trainer got {self!r}. Use adam or sgd, constant or cosine, epochs and crop_padding >= 0, "
                 "batch_size >= 1, learning_rate > 0 and momentum in [0, 1).",
             )
+
+    @property
+    def gradients(self) -> int:
+        """Gradient-sized evaluations of one training: its passes over the rows."""
+        return self.epochs
 
     def __str__(self) -> str:
         """What it does, in words."""

@@ -89,7 +89,7 @@ def run_attack(
         stages = replace(stages, victim=victim)
         objective, facts = make_objective(config, stages, report)
         try_trainer(stages, procedures)
-        poison = crafted(config, stages, objective, report)
+        poison = crafted(config, stages, objective, trainer, report)
         retrained = staged_retraining(
             stages, poison.perturbation(victim.problem), objective, poison.predicted, procedures
         )

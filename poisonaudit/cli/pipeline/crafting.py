@@ -13,8 +13,9 @@ from poisonaudit.cli.pipeline.exports import storable
 from poisonaudit.cli.pipeline.goals import make_budget, positions_of
 from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
-from poisonaudit.config.schema import AttackConfig, CraftConfig
+from poisonaudit.config.schema import AttackConfig
 from poisonaudit.store import RunFolder
+from poisonaudit.verify import Trainer, loose_trainer
 
 POISON = "poison.safetensors"
 CRAFTED = "craft.json"
@@ -22,14 +23,38 @@ _STATE, _STATE_FACTS = "crafting.safetensors", "crafting.json"
 _FACTS = ("predicted", "history", "products", "gradients", "seconds", "notes", "method")
 
 
-def crafting_options(config: CraftConfig) -> dict[str, Any]:
-    """The options of `craft` that a recipe names."""
+def crafting_options(config: AttackConfig, trainer: Trainer | None) -> dict[str, Any]:
+    """The options of `craft` that a recipe names.
+
+    Args:
+        config: the recipe.
+        trainer: the user's own training, loaded.
+
+    Returns:
+        Keywords; with `outer: training` the owner's procedure, which is loose training where none is named.
+    """
     names = ("steps", "method", "outer", "solutions", "members", "aggregate", "max_products", "damping")
-    return {name: getattr(config, name) for name in names}
+    options = {name: getattr(config.craft, name) for name in names}
+    if config.craft.outer == "training":
+        options |= {"outer": "retrain", "trainer": trainer or loose_trainer(config.retrain.loose_epochs)}
+    return options
 
 
-def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: Reporter) -> Poison:
-    """The stored poison, or a new one, stored at once."""
+def crafted(
+    config: AttackConfig, stages: Stages, objective: Objective, trainer: Trainer | None, report: Reporter
+) -> Poison:
+    """The stored poison, or a new one, stored at once.
+
+    Args:
+        config: the recipe.
+        stages: where it is kept, and the victim.
+        objective: of the run.
+        trainer: the user's own training, loaded.
+        report: told what is going on.
+
+    Returns:
+        The poison.
+    """
     folder, victim = stages.folder, stages.victim
     budget = make_budget(config.budget, victim)
     if folder.exists(CRAFTED):
@@ -44,7 +69,7 @@ def crafted(config: AttackConfig, stages: Stages, objective: Objective, report: 
         objective,
         budget,
         config.seed,
-        **crafting_options(config.craft),
+        **crafting_options(config, trainer),
         test=victim.test,
         state=state,
         on_step=lambda reached: store_state(folder, reached),

@@ -86,6 +86,9 @@ def _source(source: WeightSource) -> str:
 
 def _solutions(config: AttackConfig) -> str:
     craft, told = config.craft, ""
+    if craft.outer == "training":
+        procedure = config.retrain.trainer or f"{config.retrain.loose_epochs} epochs of Adam"
+        return f", each trained by {procedure} from {craft.solutions} seed{'s' * (craft.solutions > 1)}"
     if craft.solutions > 1:
         told += f", {craft.solutions} solutions together ({craft.solutions - 1} trained for it)"
     if craft.members:

@@ -45,6 +45,12 @@ def check_search(config: AttackConfig, victim: Victim) -> None:
         raise UsageError(
             "PA345", f"the objective {config.objective.kind} does not say when it is reached. Give it success_at."
         )
+    if config.craft.outer == "training":
+        raise UsageError(
+            "PA387",
+            "search judges each trial by tight training, and craft.outer training crafts for the owner's own. Leave "
+            "search out, or craft.outer.",
+        )
     for label, _, each in [("", "", victim), *_variants(config, victim)]:
         search, budget, rows = config.search, make_budget(config.budget, victim), each.problem.rows
         try:
@@ -144,7 +150,7 @@ def _search_in(
         fresh=config.retrain.fresh,
         need=_need(config),
         precision=search.precision,
-        crafting=crafting_options(config.craft),
+        crafting=crafting_options(config, None),
         seed=config.seed,
         tolerance=config.retrain.tolerance,
         control=control,
