@@ -53,7 +53,17 @@ ALLOWED: dict[str, set[str]] = {
     "attack": COMMON
     | {"art_estimator", "owner_training", "operators", "solvers", "training", "validity", "sensitivity"},
     "verify": COMMON
-    | {"layers", "training", "validity", "owner_training", "sensitivity", "attack", "code_files", "quantities"},
+    | {
+        "layers",
+        "training",
+        "validity",
+        "owner_training",
+        "warm_up",
+        "sensitivity",
+        "attack",
+        "code_files",
+        "quantities",
+    },
     "gates": {"errors", "registry", "results", "quantities", "audit"},
     "report": {"errors", "registry", "results", "quantities"},
     "config": {"errors", "registry", "results", "spec"},

@@ -56,7 +56,7 @@ _MEMBER_RADIUS = 0.1
 # First step of "pgd", as a share of the radius; later ones fall as a cosine. Few steps must be longer to get anywhere.
 _FIRST_LENGTH = 0.7
 # Of H, relative to its largest eigenvalue: at minima, and where the owner's training ends.
-_DAMPING, _DAMPING_UNFINISHED = 1e-4, 5e-3
+_DAMPING, _DAMPING_UNFINISHED = 1e-4, 3.5e-3
 
 
 def craft(
@@ -115,7 +115,8 @@ def craft(
         aggregate: "mean" or "worst" over solutions and members.
         max_products: most operator products of one inner problem; None for no limit.
         damping: of H in the slopes and estimates of "pgd", relative to its largest eigenvalue; their phi in the history
-            is that of the damped step. None for 1e-4, and 5e-3 with a trainer.
+            is that of the damped step. None for 1e-4, and 3.5e-3 with a trainer: where training is unfinished H has
+            negative curvature, which damping has to exceed (if it does not, solves take many products).
         tolerance: relative gradient of each warm retraining; up to 1e-6 the linearisation there is valid.
         trainer: the owner's training, (problem, seed) -> weights (p,), a state dict or a module; see `loose_trainer`.
             It takes "pgd" and no members; `weights` of the result are those of the first seed.

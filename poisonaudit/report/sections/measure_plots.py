@@ -7,6 +7,7 @@ from typing import Any
 
 from poisonaudit.report.charts import measure_chart
 from poisonaudit.report.comparison import units
+from poisonaudit.report.evidence import foresight
 from poisonaudit.report.formats import flat, number, state, usable
 from poisonaudit.report.layer_chart import layer_chart
 from poisonaudit.report.measures_guide import by_family, family_title, guide
@@ -59,6 +60,7 @@ def card(page: Page, name: str, position: int) -> dict[str, Any]:
     return {
         "id": name,
         "words": words,
+        "foresight": foresight(name),
         "unit": first.unit if not told else " or ".join(told),
         "kind": " or ".join(kinds_of(measures)),
         "direction": DIRECTIONS.get(first.direction, first.direction),
