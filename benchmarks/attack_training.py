@@ -29,8 +29,9 @@ from poisonaudit.verify import loose_trainer, paired_difference, paired_test, su
 NAME = "attack_training"
 # Seeds that crafting trains from at each step.
 SOLUTIONS = 2
-# Methods, and how their poison is retrained on.
-WAYS = {"through_training": ("tight", "loose"), "gradient_matching": ("loose",)}
+METHODS = ("through_training", "gradient_matching")
+# Our poison is also retrained on tightly, which it was not made for, on the first images.
+TIGHT = 16
 # (victim, eps in 1/255): how many of the drawn images.
 PLAN = {
     ("mlp 64-32-10", 16): attack_flips.IMAGES,
@@ -64,9 +65,10 @@ def case(victim: str, radius: int, index: int) -> dict[str, Any]:
     }
     methods = {}
     for name, poison in found.items():
+        ways = ("loose", "tight") if name == METHODS[0] and index < TIGHT else ("loose",)
         begun = time.perf_counter()
         methods[name] = {
-            **setting.margins(index, "drawn", poison.poisoned(setting.victim), WAYS[name]),
+            **setting.margins(index, "drawn", poison.poisoned(setting.victim), ways),
             "crafting_seconds": poison.seconds,
             "crafting_gradients": poison.gradients,
             "retraining_seconds": time.perf_counter() - begun,
@@ -79,13 +81,14 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for victim, radius in PLAN:
         own = [each for each in cases if (each["victim"], each["radius"]) == (victim, radius)]
+        own.sort(key=lambda each: each["index"])
         for way in ("loose", "tight") if own else ():
-            told[f"{victim}, {radius}/255, {way}"] = _compared(own, way)
+            told[f"{victim}, {radius}/255, {way}"] = _compared(own[: None if way == "loose" else TIGHT], way)
     return told
 
 
 def _compared(cases: list[dict[str, Any]], way: str) -> dict[str, Any]:
-    methods = [name for name, ways in WAYS.items() if way in ways]
+    methods = METHODS if way == "loose" else METHODS[:1]
     clean = [each["clean"][way] for each in cases]
     runs = {name: [each["methods"][name][way] for each in cases] for name in methods}
     flipped = {name: [[margin > 0 for margin in each] for each in found] for name, found in runs.items()}

@@ -20,6 +20,7 @@ from poisonaudit.attack.ensemble import (
     trained_solutions,
     training_seeds,
 )
+from poisonaudit.attack.first_step import DAMPINGS, best_first_step
 from poisonaudit.attack.history import history_entry
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
@@ -55,8 +56,8 @@ _ENOUGH = 1e-3
 _MEMBER_RADIUS = 0.1
 # First step of "pgd", as a share of the radius; later ones fall as a cosine. Few steps must be longer to get anywhere.
 _FIRST_LENGTH = 0.7
-# Of H, relative to its largest eigenvalue: at minima, and where the owner's training ends.
-_DAMPING, _DAMPING_UNFINISHED = 1e-4, 3.5e-3
+# Of H at minima, relative to its largest eigenvalue.
+_DAMPING = 1e-4
 
 
 def craft(
@@ -115,8 +116,8 @@ def craft(
         aggregate: "mean" or "worst" over solutions and members.
         max_products: most operator products of one inner problem; None for no limit.
         damping: of H in the slopes and estimates of "pgd", relative to its largest eigenvalue; their phi in the history
-            is that of the damped step. None for 1e-4, and 3.5e-3 with a trainer: where training is unfinished H has
-            negative curvature, which damping has to exceed (if it does not, solves take many products).
+            is that of the damped step. None for 1e-4, and with a trainer for what makes the first step best after
+            training (see `first_step`).
         tolerance: relative gradient of each warm retraining; up to 1e-6 the linearisation there is valid.
         trainer: the owner's training, (problem, seed) -> weights (p,), a state dict or a module; see `loose_trainer`.
             It takes "pgd" and no members; `weights` of the result are those of the first seed.
@@ -136,9 +137,9 @@ def craft(
         InputRefused: PA125, further weights of another length.
     """
     expect_attack("craft", problem, objective, budget)
-    if damping is None:
-        damping = _DAMPING if trainer is None else _DAMPING_UNFINISHED
-    refuse_bad_options(steps, members, damping, method, outer, aggregate)
+    if trainer is None and damping is None:
+        damping = _DAMPING
+    refuse_bad_options(steps, members, damping or 0.0, method, outer, aggregate)
     if trainer is not None:
         refuse_beside_trainer(trainer, objective, solutions, members, method, outer)
     if isinstance(objective, Membership):
@@ -154,7 +155,7 @@ def craft(
         return craft_membership(problem, objective, budget, seed, **limits, test=test, progress=progress)
     begun, remarks = time.perf_counter(), budget.remarks(problem.x)
     problem = problem.without_cache(keep="dense")
-    task, trained = _task(
+    task, products, gradients = _task(
         problem,
         objective,
         budget,
@@ -168,12 +169,13 @@ def craft(
         damping,
         tolerance,
         trainer,
+        _first_length(steps),
         state,
     )
     if state is None:
         first = start_of(task)
         history = [history_entry(0, first.value, first.value, seconds=time.perf_counter() - begun)]
-        reached, done, products, gradients, finished = [first], 0, 0, trained, False
+        reached, done, finished = [first], 0, False
     else:
         reached, history = _reached(task, state), [dict(line) for line in state.history]
         done, products, gradients, finished = state.step, state.products, state.gradients, state.finished
@@ -249,12 +251,13 @@ def _task(
     members: int,
     aggregate: Aggregate,
     max_products: int | None,
-    damping: float,
+    damping: float | None,
     tolerance: float,
     trainer: Trainer | None,
+    length: float,
     state: CraftState | None,
-) -> tuple[Task, int]:
-    """What stays the same, and the gradients that training further solutions took."""
+) -> tuple[Task, int, int]:
+    """What stays the same, and the products and gradients that finding it took."""
     seeds = training_seeds(solutions, seed) if trainer is not None and isinstance(solutions, int) else []
     if state is not None:
         at, gradients = [problem.at(weights.to(problem.weights)) for weights in state.weights[0]], 0
@@ -271,18 +274,26 @@ def _task(
         ]
     if method == "auto":
         method = "apg" if goals[0].is_distance and trainer is None else "pgd"
-    if state is None:
-        damped = 0.0 if trainer is None else damping
-        slope: Callable[[], Tensor] = lambda: slope_in_inputs(at, goals, aggregate, damped)[0]  # noqa: E731
-        rows = choose_rows(problem, goals[0], budget, seed, slope=slope)
-    else:
-        rows = state.rows.to(problem.device)
-    allowed = budget.around(problem.x[rows])
-    task = Task(
-        problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, damping, trainer,
-        seeds,
-    )  # fmt: skip
-    return task, gradients
+
+    def damped(value: float) -> Task:
+        chosen = value if trainer is not None else 0.0
+        if state is None:
+            slope: Callable[[], Tensor] = lambda: slope_in_inputs(at, goals, aggregate, chosen)[0]  # noqa: E731
+            rows = choose_rows(problem, goals[0], budget, seed, slope=slope)
+        else:
+            rows = state.rows.to(problem.device)
+        allowed = budget.around(problem.x[rows])
+        return Task(
+            problem, at, goals, rows, allowed, tolerance, seed, method, max_products, aggregate, outer, value, trainer,
+            seeds,
+        )  # fmt: skip
+
+    if state is not None:
+        return damped(state.damping), 0, 0
+    if damping is not None:
+        return damped(damping), 0, gradients
+    task, products, spent = best_first_step([damped(value) for value in DAMPINGS], length)
+    return task, products, gradients + spent
 
 
 def _state(
@@ -298,6 +309,7 @@ def _state(
     return CraftState(
         step=step,
         rows=task.rows,
+        damping=task.damping,
         deltas=torch.stack([point.delta for point in reached]),
         weights=torch.stack([torch.stack([each.weights for each in point.problems]) for point in reached]),
         values=[point.value for point in reached],
@@ -348,8 +360,9 @@ def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: 
         notes.append("the clean model already meets the objective")
     if task.trainer is not None:
         notes.append(
-            f"crafted through the owner's training, from {len(task.seeds)} seeds: where it ends need not be a minimum, "
-            "so each step is a direction only; the predicted outcome is that of the model's own weights"
+            f"crafted through the owner's training, from {len(task.seeds)} seeds, with H damped by {task.damping:g} of "
+            "its largest eigenvalue: where training ends need not be a minimum, so each step is a direction only; the "
+            "predicted outcome is that of the model's own weights"
         )
     if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
         notes.append(

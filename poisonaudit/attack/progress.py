@@ -16,6 +16,7 @@ class CraftState:
     Attributes:
         step: last step that was finished.
         rows: positions (k,).
+        damping: of H in the slopes and estimates of "pgd".
         deltas: perturbations (m, k, ...) of the points that were kept, the clean one first; they are only appended to.
         weights: weights (m, K, p) of the K solutions reached with each.
         values: the goal at each.
@@ -28,6 +29,7 @@ class CraftState:
 
     step: int
     rows: Tensor
+    damping: float
     deltas: Tensor
     weights: Tensor
     values: Sequence[float]
@@ -43,7 +45,7 @@ class CraftState:
 
     def plain(self) -> dict[str, Any]:
         """The part that is stored as JSON."""
-        names = ("step", "values", "history", "products", "gradients", "seconds", "finished")
+        names = ("step", "damping", "values", "history", "products", "gradients", "seconds", "finished")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
