@@ -244,3 +244,23 @@ def test_loose_training_of_a_recipe(tmp_path: Path) -> None:
     third = run_attack(config, tmp_path / "c", controls=tmp_path / "a", report=Reporter()).result.to_json()
     assert third["control"]["loose"] == body["control"]["loose"]  # seconds too: taken over, not trained
     assert third["control"]["warm"]["seconds"] == body["control"]["warm"]["seconds"]
+
+
+def test_crafting_goes_through_the_owners_training(own: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "--set", "craft.outer=training", "--set", "craft.solutions=2", "--set", "retrain.loose=0"]
+    plan = call(*words, "--dry-run").stdout
+    assert "each trained by 40 epochs of Adam from 2 seeds" in plan
+    ours = [*words, "--trainer", f"{own}:train", "--trust-code"]
+    assert "own.py:train from 2 seeds" in call(*ours, "--dry-run").stdout
+    call(*ours, "--out", tmp_path / "run")
+    body = result_of(tmp_path / "run")
+    assert [line["phi"] for line in body["history"]] == [None, None]
+    assert any("crafted through the owner's training, from 2 seeds" in note for note in body["notes"])
+    # Crafting calls it with seeds of its own: clean, six dampings, one step; verification with 1 and 2.
+    seeds = (own.parent / "calls").read_text().split()
+    assert {seed: seeds.count(seed) for seed in set(seeds)} == {"1000000": 8, "1000001": 8, "1": 2, "2": 2}
+
+
+def test_a_search_does_not_go_with_it() -> None:
+    words = [*WORDS, "--set", "craft.outer=training", "--set", "search={over: rows, low: 2, high: 4}"]
+    refused(*words, "--dry-run", code=2, start="PA387")
