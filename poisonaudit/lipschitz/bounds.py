@@ -18,7 +18,7 @@ from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, read_network
 from poisonaudit.lipschitz.pieces import as_tensor
 from poisonaudit.lipschitz.points import points_of
-from poisonaudit.lipschitz.reading import read_graph, row_shape
+from poisonaudit.lipschitz.reading import read_dense, read_graph, row_shape
 from poisonaudit.registry import unknown_name
 
 NORMS = ("linf", "l1", "l2")
@@ -176,12 +176,11 @@ def _read(
         network = read_network(model_or_matrices)
         return network, graph_of(network)
     try:
-        network = read_network(model_or_matrices)
+        return read_dense(model_or_matrices)
     except InputRefused:
         shape = input_shape if input_shape is not None else _shape(model_or_matrices, x)
         graph = read_graph(model_or_matrices, tuple(int(size) for size in shape), explicit_pooling=explicit)
         return network_of(graph), graph
-    return network, graph_of(network)
 
 
 def _shape(model: nn.Module, x: Any) -> Sequence[int]:

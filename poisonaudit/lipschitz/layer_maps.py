@@ -243,7 +243,9 @@ def _weighted(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) ->
     if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
         raise Unknown("has weights that depend on the input")
     columns = weight.shape[1] * given.get("groups", 1)
-    layer: Any = kind(columns, weight.shape[0], *([tuple(weight.shape[2:])] if names else []), bias=False, **given)
+    sizes = [tuple(weight.shape[2:])] if names else []
+    # Without values: those of its own would be drawn from the user's random generator.
+    layer: Any = kind(columns, weight.shape[0], *sizes, bias=False, device="meta", **given)
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
     return layer.eval()

@@ -22,7 +22,7 @@ from poisonaudit.lipschitz.local_rows import jacobian_row_bounds
 from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, chain_of, read_network
 from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
-from poisonaudit.lipschitz.reading import read_graph
+from poisonaudit.lipschitz.reading import read_dense, read_graph
 from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.stages import staged
 from poisonaudit.lipschitz.tuning import tuned
@@ -122,7 +122,7 @@ def local_lipschitz(
     graph, rows = _prepared(model, x, radius)
     limits = _boxed(box, rows)
     try:
-        dense = read_network(model)
+        dense = read_dense(model)[0] if isinstance(model, nn.Module) else read_network(model)
     except InputRefused:
         # Not one of Linear layers alone: K_5 of the graph has to do.
         dense = None

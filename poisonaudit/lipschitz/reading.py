@@ -11,10 +11,12 @@ from torch import Tensor, fx, nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.activations import Activation
+from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.explicit_pooling import pooling_levels
 from poisonaudit.lipschitz.graph import Edge, Graph, Node, Window
 from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, elementwise, function_of, window_of
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
+from poisonaudit.lipschitz.network import DenseNetwork, read_network
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 from poisonaudit.lipschitz.refusals import REFUSED, refuse_another_function, refuse_hooks, refuse_weights, refused
 from poisonaudit.lipschitz.unit import gamma
@@ -67,6 +69,24 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
         graph = _Reader(wrapped, shape, explicit_pooling).run(traced)
         refuse_another_function(model, graph)
     return graph
+
+
+def read_dense(model: nn.Module) -> tuple[DenseNetwork, Graph]:
+    """A net of Linear layers as matrices and as a graph, compared with the net itself.
+
+    Args:
+        model: nested nn.Sequential, or nn.Linear.
+
+    Returns:
+        Both forms.
+
+    Raises:
+        InputRefused: PA130, it is no such net, or does not compute what its layers say.
+    """
+    network = read_network(model)
+    graph = graph_of(network)
+    refuse_another_function(model, graph)
+    return network, graph
 
 
 class _Reader:
