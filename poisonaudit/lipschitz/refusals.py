@@ -104,6 +104,8 @@ def refuse_weights(model: nn.Module) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(value) or value.is_meta:
             raise refused(f"{name} has no values yet; load or initialise it first")
+        if not value.numel():
+            raise refused(f"{name} has shape {tuple(value.shape)}, without any number")
         if value.is_complex():
             raise refused(f"{name} is {value.dtype}; real numbers were expected")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
