@@ -222,6 +222,27 @@ class Activation:
         weight = z.abs() / (z.abs() + centre.abs())
         return torch.where(crosses, weight * slope_z + (1.0 - weight) * slope_c, own)
 
+    def jump(self, low: Tensor, high: Tensor) -> Tensor:
+        """By how much the function may leave, within [low, high], a continuous one with the slopes known.
+
+        PyTorch's Softplus drops where it turns linear; the Lipschitz constant does not count that, ranges do.
+
+        Args:
+            low: left ends.
+            high: right ends, like them.
+
+        Returns:
+            Like them, >= 0.
+        """
+        if self.kind is not nn.Softplus:
+            return torch.zeros_like(low)
+        layer: Any = self.module
+        size = math.log1p(math.exp(-layer.threshold)) / abs(layer.beta) * (1.0 + _LIBRARY_ERROR)
+        # x beta > threshold is decided in rounded arithmetic.
+        place = layer.threshold / layer.beta
+        room = _PLAIN_ERROR * abs(place)
+        return torch.where((low <= place + room) & (high >= place - room), size, torch.zeros_like(low))
+
     def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Range of the function over [low, high], rounded outwards."""
         first, last = self.module(low), self.module(high)
@@ -234,8 +255,34 @@ class Activation:
             lower = first + torch.minimum(least, torch.zeros_like(least)) * width
             upper = first + torch.maximum(most, torch.zeros_like(most)) * width
         error = _PLAIN_ERROR if self.piecewise_linear else _LIBRARY_ERROR
-        room = error * torch.maximum(lower.abs(), upper.abs())
+        room = error * torch.maximum(lower.abs(), upper.abs()) + self.jump(low, high)
         return lower - room, upper + room
+
+
+# Softplus is linear beyond its threshold, and jumps by log(1 + exp(-threshold)) / beta there: 2e-9 / beta at 20.
+SOFTPLUS_THRESHOLD = 20.0
+
+
+def unfit(layer: Any, kind: type[nn.Module]) -> str | None:
+    """Why no bound is proved for a layer with these settings.
+
+    Args:
+        layer: a layer.
+        kind: the key of SLOPES it is.
+
+    Returns:
+        A phrase that goes on after its name; None where there is no objection.
+    """
+    numbers = [torch.as_tensor(value) for value in vars(layer).values() if isinstance(value, float | Tensor)]
+    if any(bool(torch.isnan(value).any()) for value in numbers):
+        return "has a constant that is NaN"
+    if kind is not nn.Softplus:
+        return None
+    if not (math.isfinite(layer.beta) and layer.beta != 0):
+        return f"has beta {layer.beta:g}; a finite one other than 0 is known"
+    if layer.threshold < SOFTPLUS_THRESHOLD:
+        return f"has a threshold of {layer.threshold:g}, where it jumps; at least {SOFTPLUS_THRESHOLD:g} is known"
+    return None
 
 
 def identity() -> Activation:

@@ -12,13 +12,13 @@ from torch import nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.all_bounds import dense_bounds, graph_bounds
+from poisonaudit.lipschitz.arguments import check_seed, number_of, rows_of, shape_of
 from poisonaudit.lipschitz.dense_graph import graph_of, network_of
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, read_network
-from poisonaudit.lipschitz.pieces import as_tensor
 from poisonaudit.lipschitz.points import points_of
-from poisonaudit.lipschitz.reading import read_graph, row_shape
+from poisonaudit.lipschitz.reading import read_dense, read_graph, row_shape
 from poisonaudit.registry import unknown_name
 
 NORMS = ("linf", "l1", "l2")
@@ -122,14 +122,15 @@ def lipschitz_bounds(
     Raises:
         InputRefused: PA130, the network is not one the bounds are proved for; PA230, `x` does not fit it.
         UsageError: PA301, unknown norm or form of max pooling; PA303, the seed is not an integer; PA304, no input
-            shape, or a limit that is not positive.
+            shape, or a limit that is not positive; PA314, a limit that is no number.
     """
     if norm not in NORMS:
         raise UsageError("PA301", unknown_name(str(norm), NORMS, "norm").message)
     if max_pool not in MAX_POOL:
         raise UsageError("PA301", unknown_name(str(max_pool), MAX_POOL, "form of max pooling").message)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UsageError("PA303", f"seed is {seed!r}. It starts a random generator. Pass an integer.")
+    check_seed(seed)
+    work_limit = number_of("lipschitz_bounds", "work_limit", work_limit)
+    input_shape = None if input_shape is None else shape_of(input_shape)
     if not work_limit > 0:
         raise UsageError("PA304", f"work_limit is {work_limit}. It counts multiplications. Pass a positive number.")
     with torch.no_grad():
@@ -176,17 +177,16 @@ def _read(
         network = read_network(model_or_matrices)
         return network, graph_of(network)
     try:
-        network = read_network(model_or_matrices)
+        return read_dense(model_or_matrices)
     except InputRefused:
         shape = input_shape if input_shape is not None else _shape(model_or_matrices, x)
-        graph = read_graph(model_or_matrices, tuple(int(size) for size in shape), explicit_pooling=explicit)
+        graph = read_graph(model_or_matrices, tuple(shape), explicit_pooling=explicit)
         return network_of(graph), graph
-    return network, graph_of(network)
 
 
 def _shape(model: nn.Module, x: Any) -> Sequence[int]:
     if x is not None:
-        return tuple(as_tensor(x).shape[1:])
+        return tuple(rows_of(x).shape[1:])
     shape = row_shape(model)
     if shape is None:
         raise UsageError(

@@ -116,7 +116,10 @@ def _cheapest(
     """Both sides of the layer whose closed form saves most, and the ends of that layer's gates."""
     if norm not in NORMS:
         raise UsageError("PA301", unknown_name(str(norm), NORMS, "norm").message)
-    low, high = slopes
+    try:
+        low, high = (float(end) for end in slopes)
+    except (TypeError, ValueError):
+        low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise UsageError("PA304", f"slopes are {slopes}. Give the smallest and the largest slope, such as (0, 1).")
     weights = list(read_network(matrices).weights)

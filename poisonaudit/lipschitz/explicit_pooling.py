@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from poisonaudit.lipschitz.activations import Activation, activation_of
+from poisonaudit.lipschitz.functions import Unknown
 from poisonaudit.lipschitz.graph import Window
-from poisonaudit.lipschitz.layer_maps import Unknown
 from poisonaudit.lipschitz.linear_maps import LinearMap, Shape, composed
 from poisonaudit.lipschitz.rearrangement import AxisMatrix, Rearrangement
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from poisonaudit.layers import SLOPES
-from poisonaudit.lipschitz.activations import Activation, activation_of
+from poisonaudit.lipschitz.activations import Activation, activation_of, unfit
+from poisonaudit.lipschitz.functions import Unknown, layer_of
 from poisonaudit.lipschitz.graph import Window
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Matrix, Scale, Shape
 from poisonaudit.lipschitz.rearrangement import Rearrangement
@@ -35,14 +36,6 @@ class Affine:
     terms: Tensor | None = None
 
 
-# Softplus is linear beyond its threshold, and drops by log(1 + exp(-threshold)) / beta there: 2e-9 at 20.
-SOFTPLUS_THRESHOLD = 20.0
-
-
-class Unknown(Exception):
-    """No bound is proved for this; the message says of what."""
-
-
 _SILENT = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -50,47 +43,10 @@ _POOLS = (nn.MaxPool1d, nn.MaxPool2d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d)
 _ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 _SHUFFLES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d)
-# Functions by the layer whose options they share, in the order of their arguments.
-_FUNCTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "relu": (nn.ReLU, ("inplace",)),
-    "relu6": (nn.ReLU6, ("inplace",)),
-    "leaky_relu": (nn.LeakyReLU, ("negative_slope", "inplace")),
-    "elu": (nn.ELU, ("alpha", "inplace")),
-    "celu": (nn.CELU, ("alpha", "inplace")),
-    "selu": (nn.SELU, ("inplace",)),
-    "hardtanh": (nn.Hardtanh, ("min_val", "max_val", "inplace")),
-    "hardsigmoid": (nn.Hardsigmoid, ("inplace",)),
-    "hardswish": (nn.Hardswish, ("inplace",)),
-    "tanh": (nn.Tanh, ()),
-    "sigmoid": (nn.Sigmoid, ()),
-    "gelu": (nn.GELU, ("approximate",)),
-    "silu": (nn.SiLU, ("inplace",)),
-    "mish": (nn.Mish, ("inplace",)),
-    "softplus": (nn.Softplus, ("beta", "threshold")),
-    "softsign": (nn.Softsign, ()),
-    "logsigmoid": (nn.LogSigmoid, ()),
-    "tanhshrink": (nn.Tanhshrink, ()),
-    "softshrink": (nn.Softshrink, ("lambd",)),
-    "max_pool1d": (nn.MaxPool1d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-    "avg_pool1d": (nn.AvgPool1d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
-    "avg_pool2d": (
-        nn.AvgPool2d,
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
-    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
-}
 _REARRANGEMENTS = {
     "flatten", "view", "reshape", "getitem", "permute", "transpose", "squeeze", "unsqueeze", "narrow", "contiguous",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "pad", "flip", "roll", "movedim", "select", "unflatten",
 }  # fmt: skip
-# Functions of a tensor and weights, the layer they are, and its options in their order.
-_WEIGHTED: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "linear": (nn.Linear, ()),
-    "conv1d": (nn.Conv1d, ("stride", "padding", "dilation", "groups")),
-    "conv2d": (nn.Conv2d, ("stride", "padding", "dilation", "groups")),
-}
 _SILENT_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "alpha_dropout"}
 
 
@@ -116,10 +72,8 @@ def elementwise(layer: Any, shape: Shape) -> Activation | None:
         raise Unknown(f"has {layer.weight.numel()} slopes, gets rows of shape {shape}")
     if kind is nn.PReLU and layer.weight.numel() > 1:
         layer = _ChannelSlopes(layer.weight, shape)
-    if kind is nn.Softplus and layer.threshold < SOFTPLUS_THRESHOLD:
-        raise Unknown(
-            f"has a threshold of {layer.threshold:g}, where it jumps; at least {SOFTPLUS_THRESHOLD:g} is known"
-        )
+    if (fact := unfit(layer, kind)) is not None:
+        raise Unknown(fact)
     found = activation_of(layer, kind)
     if not all(bool(torch.isfinite(end).all()) for end in found.ends(shape)):
         raise Unknown("has slopes without limit")
@@ -204,14 +158,10 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
     Raises:
         Unknown: no bound is proved for it.
     """
-    if name in _FUNCTIONS:
-        kind, names = _FUNCTIONS[name]
-        given = dict(zip(names, arguments, strict=False)) | options
-        layer = kind(**given).eval()
+    layer = layer_of(name, len(shape), arguments, options)
+    if layer is not None:
         found: Any = elementwise(layer, shape) or window_of(layer, shape)
         return found if found is not None else affine_of(layer, shape)
-    if name in _WEIGHTED:
-        return affine_of(_weighted(name, arguments, options), shape)
     if name in _SILENT_FUNCTIONS:
         training = options.get("training", arguments[1] if len(arguments) > 1 else True)
         if training:
@@ -233,20 +183,6 @@ def function_of(name: str, shape: Shape, arguments: tuple[Any, ...], options: di
     if name in ("mul", "truediv", "div") and len(arguments) == 1 and not options:
         return Affine(_scaled(name, shape, arguments[0]))
     raise Unknown("has no proved bound")
-
-
-def _weighted(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """The layer that a function of a tensor, weights and options is."""
-    kind, names = _WEIGHTED[name]
-    given = dict(zip(("weight", "bias", *names), arguments, strict=False)) | options
-    weight, bias = given.pop("weight", None), given.pop("bias", None)
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
-        raise Unknown("has weights that depend on the input")
-    columns = weight.shape[1] * given.get("groups", 1)
-    layer: Any = kind(columns, weight.shape[0], *([tuple(weight.shape[2:])] if names else []), bias=False, **given)
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.eval()
 
 
 def rearrangement(function: Callable[[Tensor], Tensor], shape: Shape) -> LinearMap:
@@ -355,6 +291,8 @@ def _scaled(name: str, shape: Shape, factor: Any) -> LinearMap:
     if isinstance(factor, bool) or not isinstance(factor, int | float | Tensor):
         raise Unknown("is of two tensors that depend on the input")
     number = torch.as_tensor(factor).detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(number).all()):
+        raise Unknown("is by a number that is NaN or infinite")
     if number.dim() > len(shape):
         if number.shape[0] != 1:
             raise Unknown("has one number a row")

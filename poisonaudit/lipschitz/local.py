@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.lipschitz.arguments import Box, box_of, check_seed, labels_of, number_of, radii_of, rows_of
 from poisonaudit.lipschitz.certified import certified_bound
 from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.ellipsoid import Ellipsoid, ellipsoid_of
@@ -22,17 +23,17 @@ from poisonaudit.lipschitz.local_rows import jacobian_row_bounds
 from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, chain_of, read_network
 from poisonaudit.lipschitz.ranges import Ranges, activation_ranges
-from poisonaudit.lipschitz.reading import read_graph
+from poisonaudit.lipschitz.reading import read_dense, read_graph
 from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.stages import staged
 from poisonaudit.lipschitz.tuning import tuned
 
 # Sums over balls far larger than this overflow.
 LARGEST_RADIUS = 1e100
+# Halvings of the largest radius; float64 has 52 bits.
+MOST_STEPS = 100
 # Multiplications of K_5's full form in a ball; beyond, it restarts.
 LOCAL_WORK = 2e10
-
-Box = tuple[float | Tensor, float | Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,20 @@ class CertifiedRadii:
     seconds: float
 
     def accuracy(self, at: Sequence[float]) -> list[float]:
-        """Share of inputs that are certified to stay right up to each radius: the certified accuracy curve."""
-        return [float((self.correct & (self.radii >= radius)).double().mean()) for radius in at]
+        """Share of inputs that are certified to stay right up to each radius: the certified accuracy curve.
+
+        Args:
+            at: radii.
+
+        Returns:
+            A share for each.
+        """
+        return [float((self.correct & (self.radii >= radius)).double().mean()) for radius in radii_of(at)]
 
     @property
     def median(self) -> float:
-        """Median radius, 0 counted for wrong predictions."""
-        return float(self.radii.median())
+        """Median radius, 0 counted for wrong predictions; of an even number the mean of the middle two."""
+        return float(self.radii.quantile(0.5))
 
 
 def local_lipschitz(
@@ -114,15 +122,20 @@ def local_lipschitz(
         One result per input.
 
     Raises:
-        UsageError: PA301, unknown norm; PA304, a radius below 0 or above `LARGEST_RADIUS`, an empty box.
+        UsageError: PA301, unknown norm; PA303, no seed; PA304, a radius below 0 or above `LARGEST_RADIUS`, no box or an
+            empty one; PA314, a radius or an amount of work that is no number.
         InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs that do not fit it or the box.
     """
     if norm not in ("linf", "l1"):
         raise UsageError("PA301", f"unknown norm {norm!r}. Local bounds are in 'linf' or 'l1'. Choose one.")
+    check_seed(seed)
+    radius, search_work = (
+        number_of("local_lipschitz", word, value) for word, value in (("radius", radius), ("search_work", search_work))
+    )
     graph, rows = _prepared(model, x, radius)
-    limits = _boxed(box, rows)
+    limits = box_of(box, rows)
     try:
-        dense = read_network(model)
+        dense = read_dense(model)[0] if isinstance(model, nn.Module) else read_network(model)
     except InputRefused:
         # Not one of Linear layers alone: K_5 of the graph has to do.
         dense = None
@@ -168,31 +181,24 @@ def certified_radii(
         The radii.
 
     Raises:
-        UsageError: PA304, a radius or number of steps that is not positive, a radius above `LARGEST_RADIUS`, an empty
-            box.
+        UsageError: PA304, a radius that is not positive or above `LARGEST_RADIUS`, steps that are no whole number from
+            1 to `MOST_STEPS`, no box or an empty one; PA314, a radius that is no number.
         InputRefused: PA130, a part of the network no bound is proved for; PA230, inputs or labels that do not fit it
             or the box.
     """
-    if not largest > 0 or steps < 1:
-        raise UsageError("PA304", f"largest is {largest}, steps {steps}. Both have to be positive. Raise them.")
+    largest = number_of("certified_radii", "largest", largest)
+    if not largest > 0:
+        raise UsageError("PA304", f"largest is {largest}. Radii up to it are tried. Pass a number above 0.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MOST_STEPS:
+        raise UsageError(
+            "PA304", f"steps is {steps!r}. It counts halvings of the largest radius. Pass 1 to {MOST_STEPS}."
+        )
     graph, rows = _prepared(model, x, largest)
     outputs = graph.nodes[-1].size
     if outputs < 2:
         raise InputRefused("PA230", "the network has one output. Margins are between two. Pass a classifier.")
-    labels = torch.as_tensor(labels).detach().cpu()
-    if labels.shape != (len(rows),) or labels.is_floating_point():
-        raise InputRefused(
-            "PA230",
-            f"labels are {labels.dtype} of shape {tuple(labels.shape)}. One class for each of {len(rows)} inputs was "
-            "expected. Pass whole numbers.",
-        )
-    if not bool(((0 <= labels) & (labels < outputs)).all()):
-        raise InputRefused(
-            "PA230",
-            f"labels run from {int(labels.min())} to {int(labels.max())}, the network has {outputs} outputs. Pass 0 to "
-            f"{outputs - 1}.",
-        )
-    limits = _boxed(box, rows)
+    labels = labels_of(labels, len(rows), outputs)
+    limits = box_of(box, rows)
     begun = time.perf_counter()
     with torch.no_grad():
         correct = graph.values(rows)[-1].flatten(1).argmax(1) == labels
@@ -258,6 +264,8 @@ def _radius(
             return proved
     while refuted - proved > least:
         middle = 0.5 * (proved + refuted)
+        if not proved < middle < refuted:  # neighbours in float64
+            break
         if _stays(activation_ranges(graph, row, middle, box), label):
             proved = middle
         else:
@@ -287,9 +295,7 @@ def _prepared(model: nn.Module | Sequence[Any], x: Tensor, radius: float) -> tup
             f"radius is {radius}. It is a distance, at most {LARGEST_RADIUS:g}. Pass one, or use "
             "lipschitz_bounds, which holds everywhere.",
         )
-    rows = torch.as_tensor(x).detach().to("cpu", torch.float64)
-    if rows.dim() < 2 or not bool(torch.isfinite(rows).all()):
-        raise InputRefused("PA230", f"x has shape {tuple(rows.shape)} or holds NaN. Rows of inputs were expected.")
+    rows = rows_of(x)
     if isinstance(model, nn.Module):
         return read_graph(model, tuple(rows.shape[1:])), rows
     graph = graph_of(read_network(model))
@@ -299,15 +305,3 @@ def _prepared(model: nn.Module | Sequence[Any], x: Tensor, radius: float) -> tup
             f"x has shape {tuple(rows.shape)}; rows of {tuple(graph.nodes[0].shape)} were expected. Pass those.",
         )
     return graph, rows
-
-
-def _boxed(box: Box | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The box as tensors like a row; the inputs have to lie in it, or their balls in it would be empty."""
-    if box is None:
-        return None
-    low, high = (torch.as_tensor(end).detach().to("cpu", torch.float64).expand(rows.shape[1:]) for end in box)
-    if bool((low > high).any()):
-        raise UsageError("PA304", "the box is empty: a least input is above the largest. Pass (least, largest).")
-    if not bool(((low <= rows) & (rows <= high)).all()):
-        raise InputRefused("PA230", "some inputs lie outside the box. A ball in it means nothing there. Widen the box.")
-    return low, high

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import SLOPES, Leaf
-from poisonaudit.lipschitz.activations import Activation, activation_of
+from poisonaudit.lipschitz.activations import Activation, activation_of, unfit
 
 ACCEPTED = (
     "nn.Sequential of Linear, Flatten(1), BatchNorm1d and Dropout in eval mode, and elementwise activations "
     f"({', '.join(kind.__name__ for kind in SLOPES if kind is not nn.Dropout)})"
 )
-# Softplus is linear beyond its threshold, and drops by log(1 + exp(-threshold)) / beta there: 2e-9 at 20.
-_SOFTPLUS_THRESHOLD = 20.0
 # Relative roundings in weight / sqrt(variance + eps): 3, and room.
 SCALE_ROUNDINGS = 5
 
@@ -101,12 +99,8 @@ def known(leaf: Leaf) -> tuple[type[nn.Module], str]:
         raise InputRefused(
             "PA130", f"{name} uses the statistics of its batch. It is no function of one row. Keep running statistics."
         )
-    if kind is nn.Softplus and module.threshold < _SOFTPLUS_THRESHOLD:
-        raise InputRefused(
-            "PA130",
-            f"{name} has a threshold of {module.threshold:g}. It jumps there, so no Lipschitz constant is finite. "
-            "Use a threshold of at least 20.",
-        )
+    if kind in SLOPES and (fact := unfit(module, kind)) is not None:
+        raise InputRefused("PA130", f"{name} {fact}. No Lipschitz constant is known then. Use other settings.")
     return kind, name
 
 

@@ -242,6 +242,7 @@ class _Walk:
         value = activation.module(own)
         steepest = torch.maximum(least.abs(), most.abs())
         lost = steepest * cone.slack * (1 + 4 * UNIT) + 64 * UNIT * value.abs()
+        lost = lost + activation.jump(torch.minimum(low, own - cone.slack), torch.maximum(high, own + cone.slack))
         cone = AffineForm(value, turned.columns, turned.slack + lost)
         self.cone_columns = max(self.cone_columns, len(cone.columns))
         zonotope = self._relaxed(activation, low, high, zonotope, self.ranges[place])
@@ -260,6 +261,7 @@ class _Walk:
             steep = torch.maximum((slopes[1] - slope).abs(), (slopes[0] - slope).abs()) * reach * (1 + 8 * UNIT)
             at = activation.module(middle) - slope * middle
             room = 80 * UNIT * ((slope * middle).abs() + activation.module(middle).abs())
+            steep = steep + activation.jump(low, high)
             bottom, top = at - steep - room, at + steep + room
         offset = 0.5 * (bottom + top)
         fresh = torch.maximum(top - offset, offset - bottom) * (1 + 4 * UNIT)

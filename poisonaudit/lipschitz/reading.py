@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor, fx, nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.activations import Activation
+from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.explicit_pooling import pooling_levels
+from poisonaudit.lipschitz.functions import Unknown
 from poisonaudit.lipschitz.graph import Edge, Graph, Node, Window
-from poisonaudit.lipschitz.layer_maps import Affine, Unknown, affine_of, elementwise, function_of, window_of
+from poisonaudit.lipschitz.layer_maps import Affine, affine_of, elementwise, function_of, window_of
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
+from poisonaudit.lipschitz.network import DenseNetwork, read_network
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 from poisonaudit.lipschitz.refusals import REFUSED, refuse_another_function, refuse_hooks, refuse_weights, refused
 from poisonaudit.lipschitz.unit import gamma
@@ -67,6 +71,24 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
         graph = _Reader(wrapped, shape, explicit_pooling).run(traced)
         refuse_another_function(model, graph)
     return graph
+
+
+def read_dense(model: nn.Module) -> tuple[DenseNetwork, Graph]:
+    """A net of Linear layers as matrices and as a graph, compared with the net itself.
+
+    Args:
+        model: nested nn.Sequential, or nn.Linear.
+
+    Returns:
+        Both forms.
+
+    Raises:
+        InputRefused: PA130, it is no such net, or does not compute what its layers say.
+    """
+    network = read_network(model)
+    graph = graph_of(network)
+    refuse_another_function(model, graph)
+    return network, graph
 
 
 class _Reader:
@@ -154,6 +176,12 @@ class _Reader:
         name = operation_name(node)
         arguments: tuple[Any, ...] = fx.node.map_arg(node.args, lambda each: self.values[each])
         options = dict(fx.node.map_arg(node.kwargs, lambda each: self.values[each]))
+        # Every function of torch calls its first tensor "input", but for cat and its like.
+        first = next((word for word in ("input", "tensors") if word in options), None)
+        if not arguments and first is not None:
+            arguments = (options.pop(first),)
+        if len(arguments) == 1 and "other" in options:
+            arguments = (*arguments, options.pop("other"))
         parts = [value for value in _flat(arguments) + _flat(options) if isinstance(value, _Value)]
         if not parts:
             return _plain(node, name, arguments, options)
@@ -268,9 +296,14 @@ def _constant(name: str, value: Any) -> Tensor | float:
     if isinstance(value, Tensor):
         if value.dim() and value.shape[0] == 1:
             value = value[0]
-        return value.detach().to("cpu", torch.float64)
+        found = value.detach().to("cpu", torch.float64)
+        if not bool(torch.isfinite(found).all()):
+            raise refused(f"the operation {name} with NaN or infinity")
+        return found
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise refused(f"the operation {name} with {type(value).__name__}")
+    if not math.isfinite(value):
+        raise refused(f"the operation {name} with NaN or infinity")
     return float(value)
 
 

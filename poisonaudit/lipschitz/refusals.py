@@ -5,42 +5,98 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz.graph import Graph
 
 REFUSED = "PA130"
-# Room for parts that a network computes in single precision; what is looked for are other functions.
-_SAME = 1e-3
+# Room for rounding, relative to the largest output; what is looked for are other functions. Accelerators may multiply
+# single precision numbers with ten bits.
+_ROOM = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_ROOM_ELSEWHERE = 1e-2
+# Of the same rows, asked twice.
+_AGAIN = 1e-6
 
 
 def refuse_hooks(model: nn.Module) -> None:
     """Hooks, which can change what a layer computes."""
     for name, part in model.named_modules():
         if part._forward_hooks or part._forward_pre_hooks:
-            raise refused(f"layer {name or type(part).__name__} has hooks, which can change what it computes")
+            fact = f"layer {name or type(part).__name__} has hooks, which can change what it computes"
+            raise refused(fact, "Remove the hooks.")
 
 
 def refuse_another_function(model: nn.Module, graph: Graph) -> None:
-    """Refuse a network that does not compute what its operations say, as when its forward keeps a state."""
-    try:
-        own = copy.deepcopy(model).to("cpu", torch.float64).eval()
-    except Exception:  # a module of one's own may refuse to be copied or converted
-        return
+    """Refuse a network that does not compute what its operations say, row by row and every time.
+
+    The network itself is run, as its user runs it: a copy can miss what it was patched with. Only where it cannot be
+    run in its own precision does a float64 copy speak for it.
+
+    Args:
+        model: the network.
+        graph: as it was read.
+
+    Raises:
+        InputRefused: PA130, it computes something else, or cannot be run.
+    """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(2, *graph.nodes[0].shape, generator=generator, dtype=torch.float64)
-    found = graph.values(rows)[-1].flatten(1)
-    for _ in range(2):
-        try:
-            wanted = own(rows.clone()).flatten(1)
-        except Exception:  # tensors it keeps elsewhere than in buffers stay where they are
+    draw = (torch.rand, torch.randn, torch.randn)
+    shape = graph.nodes[0].shape
+    rows = torch.stack([function(*shape, generator=generator, dtype=torch.float64) for function in draw])
+    rows[2] *= 3.0
+    places = {value.device for value in (*model.parameters(), *model.buffers())}
+    indices = [place.index or 0 for place in places if place.type == "cuda"]
+    with torch.no_grad(), torch.random.fork_rng(indices):
+        if _compared(model, graph, rows):
             return
-        scale = float(wanted.abs().nan_to_num(posinf=0.0).max())
-        if wanted.shape != found.shape or not torch.allclose(
-            found, wanted.double(), rtol=_SAME, atol=_SAME * scale, equal_nan=True
-        ):
-            raise refused("it computes something else than its operations, read one by one")
+        try:
+            own = copy.deepcopy(model).to("cpu", torch.float64)
+        except Exception:  # a module of one's own may refuse to be copied or converted
+            own = None
+        if own is None or not _compared(own, graph, rows):
+            raise refused(
+                f"it cannot be run on rows of shape {tuple(shape)}, so nothing shows that it computes what was read",
+                "Make forward take such rows.",
+            )
+
+
+def _compared(model: nn.Module, graph: Graph, rows: Tensor) -> bool:
+    """Whether the model could be run, and did what the graph does; refused where it did something else."""
+    floating = (value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point())
+    like = next(floating, rows.to(torch.get_default_dtype()))
+    given = rows.to(like.device, like.dtype)
+    wanted = graph.values(given.to("cpu", torch.float64))[-1].flatten(1)
+    room = _ROOM.get(like.dtype, _ROOM_ELSEWHERE)
+    if like.device.type != "cpu":
+        room = max(room, _ROOM_ELSEWHERE)
+    least = torch.finfo(like.dtype).tiny
+    runs: dict[int, Tensor] = {}
+    # Several numbers of rows, for rows may act on each other, and some of them twice, for a forward may keep a state.
+    for count in (3, 1, 2, 3, 1):
+        try:
+            found = model(given[:count].clone()).to("cpu", torch.float64)
+        except Exception:  # tensors it keeps elsewhere than in buffers stay where they are
+            continue
+        if found.numel() != wanted[:count].numel():
+            raise refused(_ANOTHER)
+        found = found.reshape(wanted[:count].shape)
+        if bool((torch.isfinite(wanted[:count]) & ~torch.isfinite(found)).any()):
+            continue  # beyond the range of its precision
+        if not _near(found, wanted[:count], room, least):
+            raise refused(_ANOTHER)
+        if count in runs and not _near(found, runs[count], max(_AGAIN, 16 * torch.finfo(like.dtype).eps), least):
+            raise refused("its outputs change from call to call")
+        runs[count] = found
+    return bool(runs)
+
+
+_ANOTHER = "it computes something else than its operations, read one by one"
+
+
+def _near(found: Tensor, wanted: Tensor, room: float, least: float) -> bool:
+    scale = float(found.abs().nan_to_num(posinf=0.0).max()) if found.numel() else 0.0
+    return torch.allclose(found, wanted, rtol=room, atol=room * scale + least, equal_nan=True)
 
 
 def refuse_weights(model: nn.Module) -> None:
@@ -48,14 +104,14 @@ def refuse_weights(model: nn.Module) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if torch.nn.parameter.is_lazy(value) or value.is_meta:
             raise refused(f"{name} has no values yet; load or initialise it first")
+        if not value.numel():
+            raise refused(f"{name} has shape {tuple(value.shape)}, without any number")
         if value.is_complex():
             raise refused(f"{name} is {value.dtype}; real numbers were expected")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise refused(f"{name} holds NaN or infinity")
 
 
-def refused(fact: str) -> InputRefused:
+def refused(fact: str, advice: str = "Replace that part.") -> InputRefused:
     """The one line about a part that no bound is proved for."""
-    return InputRefused(
-        REFUSED, f"{fact}. The bounds are proved for the layers listed in docs/lipschitz.md. Replace that part."
-    )
+    return InputRefused(REFUSED, f"{fact}. The bounds are proved for the layers listed in docs/lipschitz.md. {advice}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.layers import SLOPES, leaves
 from poisonaudit.lipschitz.network import Chain
 from poisonaudit.lipschitz.pieces import ACCEPTED, known
@@ -50,16 +50,29 @@ def lipschitz_penalty(
         margins: bound differences of two outputs instead of outputs.
 
     Returns:
-        A scalar in the model's precision on its device, part of the graph of its parameters. NaN where weights are.
+        A scalar in the model's precision on its device, part of the graph of its parameters.
 
     Raises:
-        InputRefused: PA130, the network is not one the bound is proved for; the message names the layer.
-        UsageError: PA301, unknown norm or reduction.
+        InputRefused: PA124, weights are NaN; PA130, the network is not one the bound is proved for; the message names
+            the layer.
+        UsageError: PA301, unknown norm or reduction; PA314, no module.
     """
     if norm not in NORMS:
         raise UsageError("PA301", unknown_name(str(norm), NORMS, "norm").message)
     if reduction not in get_args(Reduction):
         raise UsageError("PA301", unknown_name(str(reduction), get_args(Reduction), "reduction").message)
+    if not isinstance(model, nn.Module):
+        raise wrong_type("lipschitz_penalty", "model", model, "Pass a torch.nn.Module.")
+    penalty = _penalty(model, norm, reduction, margins)
+    if bool(penalty.isnan()):
+        raise InputRefused(
+            "PA124",
+            "weights hold NaN, or the penalty is beyond their precision. Train the model again, or pass others.",
+        )
+    return penalty
+
+
+def _penalty(model: nn.Module, norm: str, reduction: Reduction, margins: bool) -> Tensor:
     weights, slopes = _read(model)
     if margins:
         weights[-1] = _differences(weights[-1])

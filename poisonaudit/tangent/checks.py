@@ -37,9 +37,10 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         x: inputs (batch, ...).
 
     Raises:
-        InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA210 NaN or
-            infinite inputs, PA211 no rows.
+        InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA124 NaN or infinite
+            weights, PA127 no module or no tensor, PA210 NaN or infinite inputs, PA211 no rows.
     """
+    _refuse_others(model, x)
     parameters = list(model.parameters())
     if not parameters:
         raise InputRefused(
@@ -63,3 +64,18 @@ def check_model(model: nn.Module, x: Tensor) -> None:
             )
     if not bool(torch.isfinite(x).all()):
         raise InputRefused("PA210", "inputs hold NaN or infinite entries. Remove or impute those rows.")
+    # Buffers may hold infinity on purpose, as masks of attention do.
+    broken = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    broken += [name for name, value in model.named_buffers() if bool(torch.isnan(value).any())]
+    if broken:
+        raise InputRefused(
+            "PA124", f"{broken[0]} holds NaN or infinite entries. Train the model again, or pass others."
+        )
+
+
+def _refuse_others(model: object, x: object) -> None:
+    for word, value, kind in (("model", model, nn.Module), ("x", x, Tensor)):
+        if not isinstance(value, kind):
+            raise InputRefused(
+                "PA127", f"{word} is a {type(value).__name__}, a {kind.__name__} is needed. Convert it first."
+            )

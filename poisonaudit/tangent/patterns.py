@@ -79,8 +79,9 @@ def activation_patterns(model: nn.Module, x: Tensor) -> ActivationPatterns:
 
     Works for any eval-mode net, convolutional and residual ones too: the units are found while the net runs.
 
-    Errors: InputRefused PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA210 NaN or
-    infinite inputs, PA211 shapes, PA153 units whose inputs do not come row by row, PA154 no ReLU-like unit.
+    Errors: InputRefused PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA124 NaN or
+    infinite weights, PA127 no module or tensor, PA210 NaN or infinite inputs, PA211 shapes, PA153 units whose inputs
+    do not come row by row, PA154 no ReLU-like unit.
 
     Args:
         model: module in eval mode, of one dtype.

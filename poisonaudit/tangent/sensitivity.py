@@ -20,8 +20,8 @@ def tangent_sensitivity(model: nn.Module, x: Tensor, outputs: str = "jacobian") 
     `tangent_sensitivity_probes` estimates.
 
     Errors: UsageError PA301 for another `outputs`; InputRefused PA120 train-mode layers, PA121 mixed dtypes
-    or devices, PA122 no parameters, PA151 too large for the dense form, PA210 NaN or infinite inputs, PA211
-    shapes.
+    or devices, PA122 no parameters, PA124 NaN or infinite weights, PA127 no module or tensor,
+    PA151 too large for the dense form, PA210 NaN or infinite inputs, PA211 shapes.
 
     Args:
         model: module in eval mode, of one dtype.

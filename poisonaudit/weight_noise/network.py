@@ -7,11 +7,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
@@ -98,7 +101,8 @@ def read_network(model: nn.Module, x: Tensor, parameters: Parameters = "matrices
 
     Raises:
         InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA127 x is no tensor, PA129 rows mixed or
-            drawn at random, PA152 nothing to perturb, PA210 NaN or infinite entries, PA211 shapes that do not fit.
+            drawn at random, PA152 nothing to perturb, or not in a copy, PA210 NaN or infinite entries, PA211 shapes
+            that do not fit.
     """
     _refuse_unfit(model, x)
     inner = copy.deepcopy(model).requires_grad_(False)
@@ -106,7 +110,8 @@ def read_network(model: nn.Module, x: Tensor, parameters: Parameters = "matrices
     names = _chosen(inner, parameters)
     network = Network(inner, values, names, tuple(n for n in values if n not in names), x.detach(), x, False, 1)
     with torch.no_grad():
-        shape, activations = _look(network)
+        with _OwnWeights(model):
+            shape, activations = _look(network)
         network = Network(inner, values, names, network.left_out, x.detach(), x, False, activations)
         outputs = torch.cat([network.at({}, x[rows]) for rows in network.chunks()])
     _refuse_mixed_rows(network, outputs)
@@ -136,6 +141,25 @@ def watching(hook: object, modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _OwnWeights(TorchFunctionMode):
+    """Refuses a copy whose forward computes with the original's parameters: noise in its own would not be felt."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.names = {id(value): name for name, value in model.named_parameters(remove_duplicate=False)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the arguments of every function of torch."""
+        for value in tree_leaves((args, kwargs)):
+            if id(value) in self.names:
+                raise InputRefused(
+                    "PA152",
+                    f"forward of a copy of the model uses {self.names[id(value)]} of the model itself, so "
+                    "noise in the copy would not be felt. Do not patch forward; define it in the class.",
+                )
+        return func(*args, **(kwargs or {}))
 
 
 def _look(network: Network) -> tuple[torch.Size, int]:

@@ -1,0 +1,143 @@
+"""Networks that do not compute what their operations say are refused, whatever makes them differ."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from poisonaudit import lipschitz_bounds
+from poisonaudit.errors import InputRefused
+from poisonaudit.lipschitz import lipschitz_penalty
+from poisonaudit.lipschitz.local import certified_radii, local_lipschitz
+
+
+class Own(nn.Module):
+    """In single precision, with a tensor that is neither parameter nor buffer: no copy in float64 runs."""
+
+    def __init__(self, body):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.fixed, self.calls, self.body = torch.randn(6, 6), 0, body
+
+    def forward(self, x):
+        return self.body(self, torch.relu(self.first(x)), x)
+
+
+def drawn(net, h, x):
+    return net.last(functional.linear(h, torch.randn(6, 6)))
+
+
+def counting(net, h, x):
+    net.calls += 1
+    return net.last(functional.linear(h, net.fixed)) / max(0.001, 1 - 0.0001 * net.calls)
+
+
+def rolled(net, h, x):
+    return net.last(functional.linear(h - torch.roll(h, 1, 0), net.fixed))
+
+
+def flipped(net, h, x):
+    return net.last(functional.linear(h - h.flip(0), net.fixed))
+
+
+def multiplied(net, h, x):
+    return net.last(functional.linear(h, net.fixed)) * x.shape[0]
+
+
+def failing(net, h, x):
+    return net.last(functional.linear(h, net.fixed[:, :5]))
+
+
+@pytest.mark.parametrize("body", [drawn, counting, rolled, flipped, multiplied])
+def test_what_no_copy_shows_is_seen_on_the_network_itself(body):
+    with pytest.raises(InputRefused, match="PA130.*(something else|from call to call)"):
+        lipschitz_bounds(Own(body).eval(), input_shape=(6,))
+
+
+def test_a_network_that_cannot_be_run_is_refused():
+    with pytest.raises(InputRefused, match=r"PA130.*(cannot be run|cannot be applied|takes 5)"):
+        lipschitz_bounds(Own(failing).eval(), input_shape=(6,))
+
+
+def test_a_plain_tensor_in_single_precision_is_fine():
+    net = Own(lambda net, h, x: net.last(functional.linear(h, net.fixed))).eval()
+    state = torch.random.get_rng_state()
+    bounds = lipschitz_bounds(net, input_shape=(6,))
+    assert torch.equal(state, torch.random.get_rng_state())
+    same = nn.Sequential(net.first, nn.ReLU(), nn.Linear(6, 6, bias=False), net.last)
+    same[2].weight.data = net.fixed
+    assert bounds.certified == lipschitz_bounds(same).certified
+
+
+def small(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval().to(dtype)
+
+
+def by_lambda(net):
+    net.forward = lambda z: 7 * nn.Sequential.forward(net, z)
+    return net
+
+
+def by_method(net):
+    net.forward = types.MethodType(lambda self, z: 7 * nn.Sequential.forward(self, z), net)
+    return net
+
+
+class Called(nn.Sequential):
+    def __call__(self, x):
+        return 7 * super().__call__(x)
+
+
+class Cut(nn.Sequential):
+    def __call__(self, x):
+        return super().__call__(x.clamp(0.0, 1.0))
+
+
+PATCHES = {
+    "lambda": by_lambda,
+    "method": by_method,
+    "call": lambda net: Called(*net).eval(),
+    "cut": lambda net: Cut(*net).eval(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_a_root_that_is_patched_is_refused(patch, dtype):
+    net, x = PATCHES[patch](small(dtype)), torch.rand(2, 4, dtype=dtype)
+    for ask in (
+        lambda: lipschitz_bounds(net),
+        lambda: local_lipschitz(net, x, 0.1),
+        lambda: certified_radii(net, x, torch.tensor([0, 1])),
+        lambda: lipschitz_penalty(net),
+    ):
+        with pytest.raises(InputRefused, match="PA130"):
+            ask()
+
+
+def test_a_part_that_is_patched_is_read_as_it_runs():
+    plain = small(torch.float64)
+    inner = Called(plain[0], plain[1])
+    net = nn.Sequential(inner, plain[2]).eval()
+    x = torch.rand(1, 4, dtype=torch.float64)
+    assert lipschitz_bounds(net, x=x).certified == pytest.approx(7 * lipschitz_bounds(plain).certified, rel=1e-9)
+    steepest = torch.autograd.functional.jacobian(net, x)[0, :, 0].abs().sum(1).max()
+    assert local_lipschitz(net, x, 1e-3)[0].upper >= float(steepest)
+    with pytest.raises(InputRefused, match="PA130"):
+        lipschitz_penalty(net)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_accepted(dtype):
+    assert lipschitz_bounds(small(dtype)).certified > 0
+
+
+def test_hooks_are_to_be_removed():
+    net = nn.Sequential(nn.Conv2d(1, 1, 2), nn.Flatten()).eval()
+    net[0].register_forward_hook(lambda module, given, found: 3 * found)
+    with pytest.raises(InputRefused, match="PA130.*Remove the hooks"):
+        lipschitz_bounds(net, input_shape=(1, 2, 2))
