@@ -38,7 +38,7 @@ PLAN = {
     ("mlp 64-32-10", 32): attack_flips.IMAGES,
     ("tanh", 32): attack_victims.IMAGES,
     ("relu", 32): attack_victims.IMAGES,
-    ("cnn", 32): attack_victims.IMAGES,
+    ("cnn", 32): attack_victims.FEWER,
 }
 
 

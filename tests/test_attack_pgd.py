@@ -35,7 +35,7 @@ def flip(problem: Problem) -> FlipPrediction:
 
 def task_of(net: Problem, radius: float) -> Task:
     budget = Budget(radius=radius, rows=8, box=(0.0, 1.0))
-    return _task(net, flip(net), budget, 0, "pgd", "retrain", 1, 0, "mean", None, DAMPING, 1e-9, None)[0]
+    return _task(net, flip(net), budget, 0, "pgd", "retrain", 1, 0, "mean", None, DAMPING, 1e-9, None, 1.0, None)[0]
 
 
 def damped(net: Problem) -> Tensor:

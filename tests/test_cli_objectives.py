@@ -17,11 +17,14 @@ from safetensors.torch import load_file
 from poisonaudit.attack import crafting as crafting_module
 from poisonaudit.cli.main import cli
 from poisonaudit.cli.pipeline import crafting as stage_module
-from poisonaudit.config.schema import CraftConfig
+from poisonaudit.config.catalogue import find_recipe
+from poisonaudit.config.load import load_config
+from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import load_data
 from poisonaudit.problem import Problem
 from poisonaudit.results import AttackResult
 from poisonaudit.training import fit
+from poisonaudit.verify import loose_trainer
 
 ALONG = {"direction": {"along": "random", "length": 0.05}}
 FLIPPED = {"label_flips": {"from": 0, "to": 1, "count": 3}}
@@ -211,9 +214,15 @@ def test_every_option_of_crafting_reaches_craft() -> None:
     from poisonaudit import craft
     from poisonaudit.cli.pipeline.crafting import crafting_options
 
-    config = CraftConfig(steps=3, method="adam", outer="path", solutions=4, members=5, aggregate="worst")
-    options = crafting_options(config)
-    assert options == dataclasses.asdict(config) and options.keys() <= inspect.signature(craft).parameters.keys()
+    changes = ["steps=3", "method=adam", "outer=path", "solutions=4", "members=5", "aggregate=worst", "damping=0.01"]
+    recipe = [find_recipe("flip-one-digit")]
+    config = load_config(AttackConfig, recipe, [f"craft.{change}" for change in changes])
+    options = crafting_options(config, None)
+    assert options == dataclasses.asdict(config.craft)
+    through = crafting_options(load_config(AttackConfig, recipe, ["craft.outer=training"]), None)
+    assert through["trainer"] == loose_trainer() and through["outer"] == "retrain"
+    for given in (options, through):
+        assert given.keys() <= inspect.signature(craft).parameters.keys()
 
 
 def test_rows_of_largest_modulus(tmp_path: Path) -> None:
@@ -273,7 +282,7 @@ def test_a_kill_between_the_two_files_of_a_step_loses_nothing_but_the_step(tmp_p
 
     def state(step: int) -> CraftState:
         deltas, weights = (torch.arange(step * 2.0).reshape(step, 2), torch.arange(step * 3.0).reshape(step, 1, 3))
-        return CraftState(step, rows, deltas, weights, [0.0] * step, history, 1, 1, 0.1, False)
+        return CraftState(step, rows, 1e-4, deltas, weights, [0.0] * step, history, 1, 1, 0.1, False)
 
     store_state(folder, state(2))
     folder.write_tensors("crafting.safetensors", state(3).tensors())

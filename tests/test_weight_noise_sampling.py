@@ -196,8 +196,10 @@ def test_zero_outputs_are_flagged() -> None:
     x = torch.cat([torch.zeros(1, 3, dtype=torch.float64), rows(3, 3)])
     still = joint_weight_noise(model, x)
     assert still.zero_outputs == 1 and math.isfinite(still.rms)  # noise moves nothing there either
-    shifted = mlp([3, 2])
+    # Multiples of 1/8, whose sums are exact in any order.
+    shifted, x = mlp([3, 2]), (8 * x).round() / 8
     with torch.no_grad():
+        shifted[0].weight.copy_((8 * shifted[0].weight).round() / 8)
         shifted[0].bias.copy_(-shifted[0].weight @ x[1])
     found = joint_weight_noise(shifted, x)
     elsewhere = joint_weight_noise(shifted, x[[0, 2, 3]])
