@@ -41,6 +41,14 @@ def test_it_lies_between_the_constant_and_the_closed_form(shape, norm):
         assert found.value * (1 - 1e-13) <= proved <= found.value * (1 + 1e-7)
 
 
+def test_a_row_that_descent_cannot_start_from_stays_as_it_was():
+    # Neurons without any weight behind them: the start of the descent is infinite there.
+    matrices = draw((4, 3, 3, 3, 2), 145, sparse=True)
+    chain, plain, found = both(matrices, "l1")
+    assert found.value <= plain.value * (1 + 1e-12)
+    assert enumerate_k(matrices, "l1") <= chain.unscaled(proved_bound(chain, found))
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("norm", ("linf", "l1", "l2"))
 def test_it_holds_on_many_enumerated_nets(norm):

@@ -63,14 +63,16 @@ def tuned(chain: Chain, found: Ellipsoid) -> Ellipsoid | None:
         return None
     steps = min(STEPS, int(affordable))
     with torch.enable_grad():
-        blocks = [_descended(chain, rows[:1], steps)]
-        above = [row for row in rows[1:] if _value(row) > _value(blocks[0])]
+        blocks = _lowered(chain, rows[:1], steps)
+        top = _value(blocks[0])
+        above = [row for row in rows[1:] if _value(row) > top]
         steps = min(STEPS, int((affordable - steps) / max(len(above), 1)))
         if steps >= _LEAST_STEPS:
             size = max(1, int(_BLOCK_ENTRIES / (chain.hidden * max(len(weight) for weight in chain.weights) ** 2)))
-            blocks += [_descended(chain, above[start : start + size], steps) for start in range(0, len(above), size)]
+            for start in range(0, len(above), size):
+                blocks += _lowered(chain, above[start : start + size], steps)
             above = []
-    kept = above + [row for row in rows[1:] if _value(row) <= _value(blocks[0])]
+    kept = above + [row for row in rows[1:] if _value(row) <= top]
     return Ellipsoid(max(_value(block) for block in blocks + kept), (*blocks, *kept))
 
 
@@ -98,6 +100,16 @@ def _row(block: Block, place: int) -> Block:
     return Block(
         block.weights[only], block.last if _shared(block) else block.last[only], recursions, block.bounds[:, only]
     )
+
+
+def _lowered(chain: Chain, rows: list[Block], steps: int) -> list[Block]:
+    """The rows after descent; one that descent cannot start from, as where neurons are dead, stays as it was."""
+    block = _descended(chain, rows, steps)
+    found = [_row(block, place) for place in range(len(rows))]
+    better = [_value(new) < _value(old) for new, old in zip(found, rows, strict=True)]
+    if all(better):
+        return [block]
+    return [new if lower else old for new, old, lower in zip(found, rows, better, strict=True)]
 
 
 def _descended(chain: Chain, rows: list[Block], steps: int) -> Block:
