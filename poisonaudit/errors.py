@@ -55,6 +55,23 @@ class UntrustedNumber(UserWarning):
     """A number was returned bare, and the point it was computed at does not allow to trust it."""
 
 
+def expect_kind(name: str, value: object, kind: type) -> None:
+    """Refuse an input of the wrong class.
+
+    Args:
+        name: of the input.
+        value: what was passed.
+        kind: what is needed.
+
+    Raises:
+        InputRefused: PA127, it is something else.
+    """
+    if not isinstance(value, kind):
+        raise InputRefused(
+            "PA127", f"{name} is a {type(value).__name__}, a {kind.__name__} is needed. Convert it first."
+        )
+
+
 def wrong_type(function: str, argument: str, got: object, needed: str) -> UsageError:
     """The refusal of an argument of the wrong type, code PA314.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from poisonaudit.errors import InputRefused, wrong_type
+from poisonaudit.errors import InputRefused, expect_kind, wrong_type
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.losses import resolve_loss
 
@@ -243,10 +243,7 @@ def expect_weights(problem: object, weights: object, function: str) -> None:
 def _refuse_other_types(model: object, x: object, y: object, decay: object, memory_limit: object) -> None:
     """Refuse arguments of the wrong kind before anything is asked of them."""
     for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
-        if not isinstance(value, kind):
-            raise InputRefused(
-                "PA127", f"{name} is a {type(value).__name__}, a {kind.__name__} is needed. Convert it first."
-            )
+        expect_kind(name, value, kind)
     if isinstance(decay, bool) or not isinstance(decay, int | float):
         raise InputRefused("PA123", f"decay is {decay!r}; it must be a finite number >= 0. Pass decay=0 for none.")
     whole = isinstance(memory_limit, int) and not isinstance(memory_limit, bool)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import InputRefused, UsageError, expect_kind
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem, expect_problem
 from poisonaudit.results import Validity
@@ -178,8 +178,7 @@ def check_perturbation(problem: Problem, mu: Tensor) -> None:
     Raises:
         InputRefused: PA127 no tensor, PA211 shape, PA121 dtype, PA210 NaN or infinite entries.
     """
-    if not isinstance(mu, Tensor):
-        raise InputRefused("PA127", f"mu is a {type(mu).__name__}, a Tensor is needed. Convert it first.")
+    expect_kind("mu", mu, Tensor)
     if mu.shape != problem.x.shape:
         raise InputRefused(
             "PA211",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, expect_kind
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.registry import unknown_name
 
@@ -40,7 +40,8 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         InputRefused: PA120 train-mode layers, PA121 mixed dtypes or devices, PA122 no parameters, PA124 NaN or infinite
             weights, PA127 no module or no tensor, PA210 NaN or infinite inputs, PA211 no rows.
     """
-    _refuse_others(model, x)
+    expect_kind("model", model, nn.Module)
+    expect_kind("x", x, Tensor)
     parameters = list(model.parameters())
     if not parameters:
         raise InputRefused(
@@ -71,11 +72,3 @@ def check_model(model: nn.Module, x: Tensor) -> None:
         raise InputRefused(
             "PA124", f"{broken[0]} holds NaN or infinite entries. Train the model again, or pass others."
         )
-
-
-def _refuse_others(model: object, x: object) -> None:
-    for word, value, kind in (("model", model, nn.Module), ("x", x, Tensor)):
-        if not isinstance(value, kind):
-            raise InputRefused(
-                "PA127", f"{word} is a {type(value).__name__}, a {kind.__name__} is needed. Convert it first."
-            )

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, expect_kind
 from poisonaudit.layers import CHANGES_WHEN_TRAINING
 from poisonaudit.registry import unknown_name
 
@@ -211,16 +211,9 @@ def _chosen(model: nn.Module, parameters: Parameters) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _refuse_others(model: object, x: object) -> None:
-    for word, value, kind in (("model", model, nn.Module), ("x", x, Tensor)):
-        if not isinstance(value, kind):
-            raise InputRefused(
-                "PA127", f"{word} is a {type(value).__name__}, a {kind.__name__} is needed. Convert it first."
-            )
-
-
 def _refuse_unfit(model: nn.Module, x: Tensor) -> None:
-    _refuse_others(model, x)
+    expect_kind("model", model, nn.Module)
+    expect_kind("x", x, Tensor)
     if x.dim() == 0 or x.shape[0] == 0:
         raise InputRefused("PA211", f"inputs have shape {tuple(x.shape)}. Pass at least one row, (batch, ...).")
     if not bool(torch.isfinite(x).all()):
