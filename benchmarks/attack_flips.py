@@ -12,7 +12,7 @@ import functools
 import itertools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +33,13 @@ METHODS = ("solution_set", "gradient_matching", "art_gradient_matching", "random
 # The wanted classes, and the methods that are tried on them.
 VARIANTS = {"drawn": METHODS, "runner_up": METHODS[:1]}
 NAMES = {"drawn": "attack_flips", "runner_up": "attack_flips_runner_up"}
+
+
+@functools.cache
+def trained_setting() -> DrawnFlips:
+    """The trained victim with its images and seeds."""
+    model = build_model("mlp:64-32-10?activation=tanh", input_shape=(64,), outputs=10)
+    return DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS})
 
 
 def poisons(setting: DrawnFlips, index: int, radius: int, variant: str) -> dict[str, Poison]:
@@ -92,10 +99,8 @@ def rates(cases: list[dict[str, Any]], methods: tuple[str, ...], way: str) -> di
 
 def work(variant: str, part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
     """The cases of one part."""
-    model = build_model("mlp:64-32-10?activation=tanh", input_shape=(64,), outputs=10)
-    setting = functools.cache(lambda: DrawnFlips(model, 1000, 1e-3, SEED, IMAGES, {"tight": SEEDS, "loose": SEEDS}))
     plan = {
-        f"image {index}, eps {radius}, {variant}": functools.partial(_case, setting, index, radius, variant)
+        f"image {index}, eps {radius}, {variant}": functools.partial(_case, index, radius, variant)
         for index in range(part, IMAGES, parts)
         for radius in RADII
     }
@@ -103,8 +108,8 @@ def work(variant: str, part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
     return measured(NAMES[variant], plan, settings, f"{part}of{parts}" if parts > 1 else "")
 
 
-def _case(setting: Callable[[], DrawnFlips], index: int, radius: int, variant: str) -> dict[str, Any]:
-    return case(setting(), index, radius, variant)
+def _case(index: int, radius: int, variant: str) -> dict[str, Any]:
+    return case(trained_setting(), index, radius, variant)
 
 
 def run(variant: str = "drawn") -> None:

@@ -23,7 +23,6 @@ from benchmarks.timing import write
 from poisonaudit import craft
 from poisonaudit.attack import Budget
 from poisonaudit.attack.baselines import run_baseline
-from poisonaudit.models import build_model
 from poisonaudit.verify import loose_trainer, paired_difference, paired_test, success_over_images
 
 NAME = "attack_training"
@@ -44,14 +43,7 @@ PLAN = {
 
 def setting_of(victim: str) -> DrawnFlips:
     """A trained victim with its images."""
-    return _large() if victim == "mlp 64-32-10" else attack_victims.setting_of(victim)
-
-
-@functools.cache
-def _large() -> DrawnFlips:
-    model = build_model("mlp:64-32-10?activation=tanh", input_shape=(64,), outputs=10)
-    seeds = {"tight": attack_flips.SEEDS, "loose": attack_flips.SEEDS}
-    return DrawnFlips(model, 1000, 1e-3, attack_flips.SEED, attack_flips.IMAGES, seeds)
+    return attack_flips.trained_setting() if victim == "mlp 64-32-10" else attack_victims.setting_of(victim)
 
 
 def case(victim: str, radius: int, index: int) -> dict[str, Any]:

@@ -151,8 +151,8 @@ def _kind(module: nn.Module, subclasses: bool) -> type[nn.Module] | None:
     """The known class whose forward this module runs."""
     for kind in _KNOWN:
         if type(module) is kind or (subclasses and isinstance(module, kind)):
-            own_forward = type(module).forward is not kind.forward or "forward" in vars(module)
-            own_forward = own_forward or type(module).__call__ is not kind.__call__
+            own, forward, call = type(module), kind.forward, kind.__call__
+            own_forward = own.forward is not forward or own.__call__ is not call or "forward" in vars(module)
             random = kind in {nn.BatchNorm1d, nn.Dropout} and module.training
             return None if own_forward or random else kind
     return None

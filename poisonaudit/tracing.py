@@ -8,6 +8,18 @@ from typing import Any
 from torch import fx, nn
 
 # Class attributes by which a layer of one's own says what it is: a linear map, or an affine map of each channel.
+_WINDOWS = ("kernel_size", "stride", "padding")
+_AVERAGING = (*_WINDOWS, "ceil_mode", "count_include_pad")
+_MAXIMISING = (*_WINDOWS, "dilation", "ceil_mode", "return_indices")
+# Pooling as functions: the layer each is, and the options in their order.
+POOLING_FUNCTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "avg_pool1d": (nn.AvgPool1d, _AVERAGING),
+    "avg_pool2d": (nn.AvgPool2d, (*_AVERAGING, "divisor_override")),
+    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
+    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    "max_pool1d": (nn.MaxPool1d, _MAXIMISING),
+    "max_pool2d": (nn.MaxPool2d, _MAXIMISING),
+}
 _DECLARED = ("linear_map", "channel_affine")
 # What may hand on the memory of its input: views, and layers that change nothing.
 _SHARING_LAYERS = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)

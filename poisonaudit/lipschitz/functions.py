@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from poisonaudit.tracing import POOLING_FUNCTIONS
+
 # Functions by the layer whose options they share, in the order of their arguments.
 _FUNCTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "relu": (nn.ReLU, ("inplace",)),
@@ -29,15 +31,7 @@ _FUNCTIONS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
     "log_sigmoid": (nn.LogSigmoid, ()),  # its name inside torch
     "tanhshrink": (nn.Tanhshrink, ()),
     "softshrink": (nn.Softshrink, ("lambd",)),
-    "max_pool1d": (nn.MaxPool1d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-    "max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")),
-    "avg_pool1d": (nn.AvgPool1d, ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
-    "avg_pool2d": (
-        nn.AvgPool2d,
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
-    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
+    **POOLING_FUNCTIONS,
 }
 # Functions of a tensor and weights, the layer they are, and its options in their order.
 _WEIGHTED: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from poisonaudit.layers import SLOPES, steepest
-from poisonaudit.tracing import operation_name
+from poisonaudit.tracing import POOLING_FUNCTIONS, operation_name
 from poisonaudit.weight_noise.gains import (
     CONVOLUTIONS,
     average_gain,
@@ -38,18 +38,6 @@ _SLOPES = dict.fromkeys(("relu", "relu_", "relu6", "tanh", "hardtanh", "softplus
     "silu": 1.0998394,
     "gelu": 1.1289931,
     "mish": 1.0884982,
-}
-# Pooling as functions: the layer, and the options in their order.
-_WINDOWS = ("kernel_size", "stride", "padding")
-_AVERAGING = (*_WINDOWS, "ceil_mode", "count_include_pad")
-_MAXIMISING = (*_WINDOWS, "dilation", "ceil_mode", "return_indices")
-_POOLING: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "avg_pool1d": (nn.AvgPool1d, _AVERAGING),
-    "avg_pool2d": (nn.AvgPool2d, (*_AVERAGING, "divisor_override")),
-    "adaptive_avg_pool1d": (nn.AdaptiveAvgPool1d, ("output_size",)),
-    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d, ("output_size",)),
-    "max_pool1d": (nn.MaxPool1d, _MAXIMISING),
-    "max_pool2d": (nn.MaxPool2d, _MAXIMISING),
 }
 _REARRANGING = ("flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "unflatten")
 _SHAPES = ("size", "dim", "numel")
@@ -233,12 +221,12 @@ def _gain(name: str, node: fx.Node, plain: Sequence[Any], z: Tensor, value: Tens
         return 1.0 if all(isinstance(part, slice | int | type(None) | type(...)) for part in index) else None
     if name == "dropout" and torch.equal(value, z):
         return 1.0
-    return _pooled(name, node, z) if name in _POOLING else None
+    return _pooled(name, node, z) if name in POOLING_FUNCTIONS else None
 
 
 def _pooled(name: str, node: fx.Node, z: Tensor) -> float | None:
     """Bound on the slope of a pooling."""
-    kind, names = _POOLING[name]
+    kind, names = POOLING_FUNCTIONS[name]
     options = dict(zip(("input", *names), node.args, strict=False)) | dict(node.kwargs)
     tensor = options.pop("input", None)
     # Sizes that the network computes as it runs are nodes too.
