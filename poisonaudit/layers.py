@@ -57,8 +57,8 @@ SLOPES: dict[type[nn.Module], Callable[[Any], tuple[Slope, Slope]]] = {
     nn.Identity: lambda layer: (1.0, 1.0),
     nn.Dropout: lambda layer: (1.0, 1.0),  # in eval mode; `leaves` gives no kind to one in train mode
 }
-# Layers that compute something else in train mode.
-CHANGES_WHEN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+# Softplus is linear beyond its threshold, and jumps by log(1 + exp(-threshold)) / beta there: 2e-9 / beta at 20.
+SOFTPLUS_THRESHOLD = 20.0
 _UNCHANGED = (nn.Identity, nn.Dropout)
 _KNOWN: tuple[type[nn.Module], ...] = (nn.Sequential, nn.Linear, nn.Flatten, nn.BatchNorm1d, *SLOPES)
 
@@ -131,6 +131,13 @@ def dense_layers(model: nn.Module, flat: bool) -> tuple[list[tuple[Leaf, tuple[n
         else:
             return found, leaf
     return found, None
+
+
+def changes_when_training(layer: nn.Module) -> bool:
+    """Whether it computes something else in train mode, or draws at random there."""
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return layer.dropout > 0
+    return isinstance(layer, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd | nn.RReLU)
 
 
 def steepest(layer: nn.Module) -> float:

@@ -12,13 +12,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from poisonaudit.errors import InputRefused, expect_kind, wrong_type
-from poisonaudit.layers import CHANGES_WHEN_TRAINING
+from poisonaudit.layers import changes_when_training
 from poisonaudit.losses import resolve_loss
+from poisonaudit.row_by_row import why_not_row_by_row
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
-# Rows that are asked for alone and together, and what rounding may make of the difference.
-_PROBE_ROWS = 3
-_SAME = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class Problem:
@@ -280,30 +278,25 @@ def _refuse_mixed_rows(problem: Problem, outputs: Tensor) -> None:
     function than the one that is trained.
     """
     _refuse_nonfinite(outputs, "the model's outputs", "PA210", "Rescale the inputs, or train the model again.")
-    few = min(problem.rows, _PROBE_ROWS)
     try:
-        again = problem.outputs(x=problem.x[:few])
-        alone = torch.cat([problem.outputs(x=problem.x[row : row + 1]) for row in range(few)])
+        why = why_not_row_by_row(lambda rows: problem.outputs(x=rows), problem.x, outputs)
     except (RuntimeError, ValueError, IndexError) as trouble:
         raise InputRefused(
             "PA129",
             f"the model fails on single rows: {_first_line(trouble)}. Use layers that treat every row by itself.",
         ) from trouble
-    scale = float(outputs.abs().max())
-    limit = _SAME[problem.dtype] * scale
-    for other, why in ((alone, "depends on the other rows of the batch"), (outputs[:few], "changes between calls")):
-        if again.shape != other.shape or bool(((again - other).abs() > limit).any()):
-            raise InputRefused(
-                "PA129",
-                f"the model's output for a row {why}, so the loss is no sum over rows. Use layers that treat every row "
-                "by itself (batch norm with running statistics) and draw nothing at random.",
-            )
+    if why is not None:
+        raise InputRefused(
+            "PA129",
+            f"the model's output for a row {why}, so the loss is no sum over rows. Use layers that treat every row "
+            "by itself (batch norm with running statistics) and draw nothing at random.",
+        )
 
 
 def _refuse_unusable(model: nn.Module, x: Tensor, decay: float) -> None:
     """Refuse what no solution-map number can be computed for."""
     for name, module in model.named_modules():
-        if module.training and isinstance(module, CHANGES_WHEN_TRAINING):
+        if module.training and changes_when_training(module):
             raise InputRefused(
                 "PA120",
                 f"layer {name or type(module).__name__} ({type(module).__name__}) is in train mode, so the loss is not "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from poisonaudit.layers import CHANGES_WHEN_TRAINING
+from poisonaudit.layers import changes_when_training
 
 Progress = Callable[[str, float | None], None]
 
@@ -29,7 +29,7 @@ def needs_warm_up(module: nn.Module, *, fresh: bool) -> bool:
     Returns:
         True for models that compute something else while training.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, CHANGES_WHEN_TRAINING)]
+    layers = [layer for layer in module.modules() if changes_when_training(layer)]
     if fresh:
         return bool(layers)
     norms = [layer for layer in layers if isinstance(layer, _BatchNorm)]

@@ -10,17 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "poisonaudit"
 
 # What may be imported by everybody: values and vocabulary, no work.
-COMMON = {"errors", "registry", "spec", "results", "losses", "problem"}
+COMMON = {"arguments", "errors", "registry", "spec", "results", "losses", "problem"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "spec": {"errors", "registry"},
     "results": set(),
+    "arguments": set(),
     "quantities": set(),
     "layers": {"errors"},
     "tracing": set(),
     "losses": {"errors", "registry"},
-    "problem": {"errors", "layers", "losses"},
+    "row_by_row": set(),
+    "row_statistics": set(),
+    "problem": {"errors", "layers", "losses", "row_by_row"},
     "data": {"errors", "registry", "spec", "store"},
     "models": {"errors", "registry", "spec", "store", "code_files"},
     "code_files": {"errors", "spec", "store"},
@@ -35,12 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "validity": COMMON,
     "sensitivity": COMMON | {"operators", "solvers", "newton", "training", "validity"},
     "lipschitz": {"errors", "registry", "results", "layers", "tracing"},
-    "tangent": {"errors", "registry", "results", "layers"},
-    "weight_noise": {"errors", "registry", "results", "layers", "tracing"},
+    "tangent": {"arguments", "errors", "registry", "results", "layers", "row_by_row"},
+    "weight_noise": {"arguments", "errors", "registry", "results", "layers", "row_by_row", "row_statistics", "tracing"},
     "art_estimator": set(),
     "audit": COMMON
     | {
         "art_estimator",
+        "row_statistics",
         "operators",
         "solvers",
         "training",

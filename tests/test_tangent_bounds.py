@@ -307,3 +307,15 @@ def test_refusals_name_the_layer() -> None:
         tangent_bounds(broken, x)
     with pytest.raises(InputRefused, match="PA121"):
         tangent_bounds(ones([3, 2, 1]), x.float())
+
+
+def test_bounds_of_single_precision_nets_are_attained_not_passed() -> None:
+    """With equal weights every path counts as much as the largest: rounding of the mean alone would pass the bound."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+        with torch.no_grad():
+            for value in model.parameters():
+                value.fill_(float(torch.rand(())))
+        found = tangent_bounds(model, torch.rand(8, 5))
+        assert found.path.value * (1 - 1e-12) <= found.exact <= found.path.value * (1 + 1e-15)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from noise_networks import Residual, Tied, convolutional, dense_jacobian, drawn, mlp, rows, zoo
@@ -376,3 +378,78 @@ def test_residual_net_formula_against_sampling() -> None:
     assert large["layer"] == "head.weight" and large["rms_formula"] == pytest.approx(exact, rel=1e-10)
     assert abs(large["rms_sampled"] - exact) < 3.5 * large["standard_error"]
     assert convolutional() is not None
+
+
+class Tokens(nn.Module):
+    """Takes the tokens of all rows as one larger batch, or puts them in front of the rows."""
+
+    def __init__(self, in_front: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.in_front = nn.Linear(3, 4), nn.Linear(4, 2), in_front
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_front:
+            return self.second(self.first(x.transpose(0, 1)).relu()).mean(0)
+        return self.second(self.first(x.reshape(-1, 3)).relu()).reshape(len(x), -1, 2).mean(1)
+
+
+@pytest.mark.parametrize("in_front", [False, True])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_tokens_in_place_of_rows_are_differentiated_row_by_row(in_front: bool, count: int) -> None:
+    model, x = drawn(Tokens(in_front), 2), rows(count, 5, 3)
+    found = weight_conditions(model, x)
+    assert found.absolute.shape == (2, count) and found.method == "exact"
+    for index, parameter in enumerate(found.names):
+        wanted = [float(torch.linalg.matrix_norm(dense_jacobian(model, parameter, row[None]), 2)) for row in x]
+        assert found.absolute[index].tolist() == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("factor", [1e-55, 1e51])
+def test_outputs_whose_squares_leave_float64_are_refused(factor: float) -> None:
+    model = mlp([4, 4, 4, 4], nn.ReLU(), bias=False)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(factor)
+    with pytest.raises(InputRefused, match=r"PA210 the model's largest output is .* leaves the range"):
+        weight_noise(model, rows(5, 4))
+
+
+def test_medians_lie_between_the_middle_rows() -> None:
+    model, x = mlp([4, 5, 3]), rows(2, 4)
+    frame = weight_noise(model, x, draws=3, extended=True)
+    relative = weight_conditions(model, x).relative
+    assert frame["condition_median"].tolist() == pytest.approx(relative.mean(1).tolist(), rel=1e-12)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model, x = mlp([4, 5, 3]), rows(2, 4)
+    plain = weight_noise(model, x, rho=0.5, draws=4, seed=3)
+    assert weight_noise(model, x, rho=np.float32(0.5), draws=np.int64(4), seed=np.int8(3)).equals(plain)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"rho": "a"}, "PA321 rho is 'a'"),
+        ({"rho": True}, "PA321 rho is True"),
+        ({"draws": 2.5}, "PA321 draws is 2.5"),
+        ({"probes": 2.5}, "PA321 probes is 2.5"),
+        ({"seed": "a"}, "PA321 seed is 'a'"),
+        ({"parameters": None}, "PA314 .* for parameters"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        weight_noise(mlp([4, 5, 3]), rows(2, 4), **given)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_empty_and_sparse_inputs_are_refused() -> None:
+    with pytest.raises(InputRefused, match="PA152 0.weight has shape"):
+        weight_noise(nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)).double().eval(), rows(2, 3))
+    with pytest.raises(InputRefused, match="PA211"):
+        weight_noise(mlp([4, 3]), torch.zeros(2, 0, dtype=torch.float64))
+    with pytest.raises(InputRefused, match="PA127 x is sparse"):
+        weight_noise(mlp([4, 3]), rows(2, 4).to_sparse())
+    with pytest.raises(UsageError, match="PA321 rhos is 0.1"):
+        weight_noise_curve(mlp([4, 3]), rows(2, 4), rhos=0.1)  # type: ignore[arg-type]

@@ -242,6 +242,10 @@ class Operations(nn.Module):
             z = torch.sigmoid(z + self.shift)
         elif self.which == "product":
             z = z * z
+        elif self.which == "below":
+            z = 2 / (z.sigmoid() + 0.1)
+        elif self.which == "jump":
+            z = nn.functional.softplus(z, threshold=0.5)
         elif self.which == "rows":
             z = z.transpose(0, 1).contiguous().view(6, -1).transpose(0, 1)
         return self.head(z)
@@ -257,13 +261,41 @@ def test_operations_keep_the_bound(which: str) -> None:
         assert alone["found"] <= alone["bound"] <= 100 * alone["found"]
 
 
-@pytest.mark.parametrize("which", ["mean", "product", "rows"])
+@pytest.mark.parametrize("which", ["mean", "product", "rows", "below", "jump"])
 def test_operations_without_a_rule_are_named(which: str) -> None:
     model, x = drawn(Operations(which), 4), rows(4, 6)
     frame = weight_noise(model, x, draws=3, parameters=["inner.weight", "head.weight"])
     assert list(frame["worst_case"].isna()) == [True, False]
-    word = {"mean": "expand", "product": "mul", "rows": "transpose"}[which]
-    assert word in frame.attrs["no_bound"]["inner.weight"]
+    words = {"mean": "expand", "product": "mul", "rows": "transpose", "below": "truediv", "jump": "softplus"}
+    assert words[which] in frame.attrs["no_bound"]["inner.weight"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "layer"),
+    [
+        # Without an axis of channels PyTorch pools over the last axes and takes the rows for channels.
+        (9, nn.MaxPool1d(5, 1)),
+        (9, nn.AvgPool1d(3, 1, 1, count_include_pad=False)),
+        (9, nn.Sequential(nn.Unflatten(1, (3, 3)), nn.MaxPool2d(2, 1), nn.Flatten())),
+        # Jumps where it turns linear.
+        (9, nn.Softplus(threshold=1.0)),
+    ],
+)
+def test_layers_without_a_rule_are_named(inputs: int, layer: nn.Module) -> None:
+    x = rows(4, 6)
+    model = drawn(nn.Sequential(nn.Linear(6, inputs), layer, nn.Linear(layer(torch.ones(1, inputs)).shape[1], 2)), 4)
+    frame = weight_noise(model, x, draws=3)
+    assert list(frame["worst_case"].isna()) == [True, False]
+    assert "no bound is known for layer 1" in frame.attrs["no_bound"]["0.weight"]
+
+
+def test_search_where_nothing_moves() -> None:
+    model = mlp([3, 4, 2], nn.ReLU())
+    with torch.no_grad():
+        model[0].bias.fill_(-50.0)
+    frame = worst_case_search(model, rows(3, 3), draws=4, steps=3)
+    assert (frame[["found", "found_over_bound", "found_over_rms"]] == 0.0).all(axis=None)
+    assert list(frame["bound"] > 0) == [True, False, True]  # that of the first layer knows slopes, not signs
 
 
 def test_hooks_take_the_bound_away() -> None:

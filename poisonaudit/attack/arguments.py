@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from poisonaudit.arguments import whole_number
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.problem import expect_problem
 
@@ -57,16 +57,6 @@ def as_tensor(values: Any, what: str) -> Tensor:
         raise InputRefused(
             "PA127", f"{what}: a {type(values).__name__} that holds no numbers. Pass a tensor or an array of numbers."
         ) from None
-
-
-def whole_number(value: Any) -> int | None:
-    """A whole number as an int, also of NumPy's or torch's type; None for all else, fractions and booleans included."""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, Tensor) and value.dtype == torch.bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 def class_number(label: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from poisonaudit.attack.arguments import whole_number
+from poisonaudit.arguments import whole_number
 from poisonaudit.attack.ensemble import AGGREGATES
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective

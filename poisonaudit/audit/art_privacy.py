@@ -27,6 +27,7 @@ from poisonaudit.audit.context import Context
 from poisonaudit.audit.facts import measured, not_applicable, skipped
 from poisonaudit.problem import Problem
 from poisonaudit.results import Measure
+from poisonaudit.row_statistics import median
 from poisonaudit.training import fit, relative_gradient
 from poisonaudit.validity import STATIONARITY_LIMIT, at_infinity
 
@@ -81,7 +82,7 @@ def shapr(context: Context) -> Measure:
         "test_rows": told_rows(context, len(x)),
         "neighbours": 1,
         "distance": "Euclidean, of the outputs before softmax",
-        "median": float(values.median()),
+        "median": median(values),
         "share_above_0": float((values > 0).double().mean()),
         "mean_is_neighbour_accuracy": float(every.mean()),
         "most_exposed": _most_exposed(context, positions, values),
@@ -143,7 +144,7 @@ def pdtp(context: Context) -> Measure:
         "comparison": "ratio, probabilities in bins of 1 %",
         "ceiling": _CEILING,
         "at_ceiling": int((values > _CEILING * (1 - 1e-3)).sum()),
-        "median": float(values.median()),
+        "median": median(values),
         "most_exposed": _most_exposed(context, torch.tensor(left_out), values),
         **PRECISION,
     }

@@ -11,6 +11,7 @@ from poisonaudit.audit.lipschitz import sampled, told_rows
 from poisonaudit.lipschitz.costs import radius_seconds
 from poisonaudit.lipschitz.local import certified_radii
 from poisonaudit.results import Measure
+from poisonaudit.row_statistics import median
 
 _ROWS = 100
 _FEWEST_ROWS = 20
@@ -60,7 +61,7 @@ def median_radius(context: Context) -> Measure:
             "certified_accuracy": [float((right & (every >= radius)).double().mean()) for radius in at],
         },
     }
-    return measured(name, float(every.median()), details=details)
+    return measured(name, median(every), details=details)
 
 
 def _box(context: Context, rows: Tensor) -> tuple[Tensor, Tensor] | None:

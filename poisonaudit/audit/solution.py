@@ -16,6 +16,7 @@ from poisonaudit.audit.facts import measured, not_applicable, skipped
 from poisonaudit.audit.fragile import fragile_rows
 from poisonaudit.operators import linearise
 from poisonaudit.results import Measure, Validity
+from poisonaudit.row_statistics import median
 from poisonaudit.sensitivity import Modulus, lipschitz_modulus, row_moduli, solver_for, theorem2_moduli
 from poisonaudit.sensitivity.curvature import DENSE_LIMIT, assess_here, kernel_is_trivial
 from poisonaudit.training import relative_gradient
@@ -80,7 +81,7 @@ def row_modulus_max(context: Context) -> Measure:
     details = {
         **point.details,
         "rows": len(values),
-        "median": float(finite.median()) if len(finite) else None,
+        "median": median(finite) if len(finite) else None,
         "infinite_rows": len(values) - len(finite),
         "fragile": fragile_rows(context, values),
     }

@@ -14,6 +14,7 @@ from poisonaudit.audit.facts import measured, skipped
 from poisonaudit.audit.lipschitz import sampled, told_rows
 from poisonaudit.errors import InputRefused
 from poisonaudit.results import Measure
+from poisonaudit.row_statistics import median
 from poisonaudit.tangent.chain import dense_chain
 from poisonaudit.tangent.mean import TangentMean, cheapest, largest_rows, tangent_mean
 from poisonaudit.tangent.patterns import activation_patterns
@@ -71,7 +72,7 @@ def _told(context: Context, found: TangentMean, positions: Tensor) -> Mapping[st
     told: dict[str, Any] = {
         "method": found.method,
         "standard_error": found.standard_error if len(values) > 1 or not found.exact else None,
-        "median": float(values.median()),
+        "median": median(values),
         "largest": float(values.max()),
         "largest_rows": [int(positions[row]) for row in largest_rows(values, _LARGEST)],
     }

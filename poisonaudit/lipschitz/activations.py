@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.layers import SLOPES
+from poisonaudit.layers import SLOPES, SOFTPLUS_THRESHOLD
 
 # Where the derivative jumps, for the layers of SLOPES that have such places.
 _KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
@@ -257,10 +257,6 @@ class Activation:
         error = _PLAIN_ERROR if self.piecewise_linear else _LIBRARY_ERROR
         room = error * torch.maximum(lower.abs(), upper.abs()) + self.jump(low, high)
         return lower - room, upper + room
-
-
-# Softplus is linear beyond its threshold, and jumps by log(1 + exp(-threshold)) / beta there: 2e-9 / beta at 20.
-SOFTPLUS_THRESHOLD = 20.0
 
 
 def unfit(layer: Any, kind: type[nn.Module]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from poisonaudit.tangent.checks import check_model
 from poisonaudit.tangent.moments import empirical_moment, log_theorem32_if_normal, theorem32
 from poisonaudit.tangent.path_bounds import (
     absolute_bound,
@@ -60,7 +62,7 @@ class TangentBounds:
     Always exact <= absolute <= path <= theorem31, and exact <= path_active <= path and theorem32.
 
     Attributes:
-        exact: mean of `tangent_sensitivity` over the rows.
+        exact: mean of `tangent_sensitivity` over the rows, in float64.
         standard_error: of that mean, for inputs like these rows; None for one row.
         rows: their number.
         absolute: adds up absolute path products, all units active; plain floating point, the others are rounded up.
@@ -128,8 +130,11 @@ def tangent_bounds(model: nn.Module, x: Tensor) -> TangentBounds:
     Returns:
         The bounds. Units: squared output per (parameter x input), summed, as `tangent_sensitivity`.
     """
+    check_model(model, x)
+    # In single precision rounding would carry a mean past a bound that it attains.
+    model, x = copy.deepcopy(model).double(), x.double()
     net = path_net(model, x)
-    values = tangent_sensitivity(model, x).double()
+    values = tangent_sensitivity(model, x)
     exact = float(values.mean())
     active = net.active(x)
     totals = active.sum(1)

@@ -25,6 +25,13 @@ PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, Exac
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
 
+def reduced(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Q (d, n) with orthonormal columns and R (n, n) of `W^T = Q R`, W (n, d); in half precision by way of single."""
+    known = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+    basis, triangle = torch.linalg.qr(known.T)
+    return basis.to(weight), triangle.to(weight)
+
+
 @dataclass(frozen=True)
 class DenseChain:
     """`h_i = W_i z_(i-1) + b_i`, `z_i = s_i(h_i)` with s_i applied entry by entry.

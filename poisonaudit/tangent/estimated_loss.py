@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.errors import InputRefused
-from poisonaudit.tangent.checks import check_model
+from poisonaudit.errors import InputRefused, expect_kind, wrong_type
 from poisonaudit.tangent.factors import BASELINE, EQUATIONS, Factor, sensitivity_factors
 
 if TYPE_CHECKING:
@@ -119,9 +118,10 @@ def estimate_test_loss(
     Returns:
         The estimates with standard errors.
     """
-    check_model(model, train[0])
-    losses, right = _scores(model, *train)
+    if not isinstance(train, tuple | list) or len(train) != 2:
+        raise wrong_type("estimate_test_loss", "train", train, "Pass (inputs, labels).")
     factors = sensitivity_factors(model, train[0], x_test, previous)
+    losses, right = _scores(model, *train)
     measured = None if y_test is None else _scored(*_scores(model, x_test, y_test))
     estimates = [_estimate(name, factor, losses, right, measured) for name, factor in factors.items()]
     return EstimatedLoss(_scored(losses, right), measured, tuple(estimates))
@@ -129,6 +129,7 @@ def estimate_test_loss(
 
 def _scores(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Losses and whether predictions are right, float64 (n,) each."""
+    expect_kind("labels", y, Tensor)
     with torch.no_grad():
         outputs = model(x).double()
     whole = not (y.is_floating_point() or y.is_complex()) and y.shape == (len(x),)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.tangent.chain import fitting
+from poisonaudit.tangent.checks import check_model
 from poisonaudit.tangent.expected_matrix import log_mean_matrix_norm
 from poisonaudit.tangent.moments import empirical_moment, log_absolute_moment, theorem32
 from poisonaudit.tangent.path_bounds import common_logarithm, theorem31
@@ -73,6 +75,8 @@ def sensitivity_factors(
         Name of `EQUATIONS` -> factor.
     """
     now = path_net(model, x_train)
+    check_model(model, x_test)
+    fitting(now.chain, x_test)
     none = _Pair(x_train, x_test)
     found = {BASELINE: none.factor(0.0)}
     if previous is not None:

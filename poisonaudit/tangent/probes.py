@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from poisonaudit.arguments import finite_number, whole_number
 from poisonaudit.errors import UsageError
 from poisonaudit.tangent.checks import check_convention, check_model
 from poisonaudit.tangent.functional import Network, second_derivatives_exist
@@ -100,7 +101,7 @@ def tangent_sensitivity_probes(
         The estimates, values in the dtype and on the device of x.
     """
     summed = check_convention(outputs)
-    _check_numbers(relative_error, max_probes, probes, level, rows_together)
+    _check_numbers(relative_error, max_probes, probes, level, rows_together, seed)
     check_model(model, x)
     network = Network(model)
     network.output_shape(x[:1])
@@ -248,18 +249,20 @@ def _summarised(drawn: list[Tensor], x: Tensor, level: float, relative_error: fl
 
 
 def _check_numbers(
-    relative_error: float, max_probes: int, probes: int | None, level: float, rows_together: int
+    relative_error: object, max_probes: object, probes: object, level: object, rows_together: object, seed: object
 ) -> None:
     wrong = ""
-    if not 0 < relative_error < math.inf:
-        wrong = f"relative_error is {relative_error}; it must be above 0"
-    elif max_probes < 2:
-        wrong = f"max_probes is {max_probes}; a standard error needs 2"
-    elif probes is not None and probes < 2:
-        wrong = f"probes is {probes}; a standard error needs 2"
-    elif not 0 < level < 1:
-        wrong = f"level is {level}; it must lie between 0 and 1"
-    elif rows_together < 1:
-        wrong = f"rows_together is {rows_together}; it must be at least 1"
+    if not (finite_number(relative_error) or 0.0) > 0.0:
+        wrong = f"relative_error is {relative_error!r}; it must be above 0"
+    elif (whole_number(max_probes) or 0) < 2:
+        wrong = f"max_probes is {max_probes!r}; a standard error needs 2"
+    elif probes is not None and (whole_number(probes) or 0) < 2:
+        wrong = f"probes is {probes!r}; a standard error needs 2"
+    elif not 0.0 < (finite_number(level) or 0.0) < 1.0:
+        wrong = f"level is {level!r}; it must lie between 0 and 1"
+    elif (whole_number(rows_together) or 0) < 1:
+        wrong = f"rows_together is {rows_together!r}; it must be at least 1"
+    elif whole_number(seed) is None:
+        wrong = f"seed is {seed!r}; it must be a whole number"
     if wrong:
         raise UsageError("PA324", f"{wrong}. Give another number.")

@@ -74,6 +74,12 @@ def pattern_log_probability(model: nn.Module, x: Tensor, patterns: Tensor) -> Te
             "PA212",
             f"patterns have shape {tuple(patterns.shape)}, the net has {values.shape[1]} units. Give an entry a unit.",
         )
+    if patterns.dim() > 1 and patterns.shape[-2] not in (1, len(values)):
+        raise InputRefused(
+            "PA212",
+            f"patterns have shape {tuple(patterns.shape)}, there are {len(values)} rows. Give one a row, or "
+            "(m, 1, units) for m patterns at every row.",
+        )
     if not bool((patterns.abs() == 1).all()):
         raise InputRefused("PA212", "patterns hold entries other than 1 and -1. Write 1 for active, -1 for inactive.")
     return nn.functional.logsigmoid(patterns.to(values) * values).sum(-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
-from poisonaudit.layers import CHANGES_WHEN_TRAINING
+from poisonaudit.layers import changes_when_training
 from poisonaudit.owner_training import seeded
 from poisonaudit.problem import Problem
 from poisonaudit.training import initialise
@@ -117,7 +117,7 @@ class MinibatchTrainer:
     def _run(self, problem: Problem, module: nn.Module, seed: int) -> None:
         """All steps, in place."""
         batches = -(-problem.rows // self.batch_size)
-        if any(isinstance(layer, CHANGES_WHEN_TRAINING) for layer in module.modules()):
+        if any(changes_when_training(layer) for layer in module.modules()):
             # Batch normalisation has no variance of one row.
             batches = max(1, min(batches, problem.rows // 2))
         optimiser = _OPTIMISERS[self.optimiser](module, self)

@@ -12,7 +12,7 @@ from poisonaudit.weight_noise.bounds import bound_factors
 from poisonaudit.weight_noise.intervals import mean_of_roots
 from poisonaudit.weight_noise.jacobians import fits, grams
 from poisonaudit.weight_noise.network import Network, Parameters, read_network
-from poisonaudit.weight_noise.noise import Norm, check_settings, isotropic_factor, size_of
+from poisonaudit.weight_noise.noise import Norm, checked_settings, isotropic_factor, size_of
 from poisonaudit.weight_noise.probes import spectral_norms, squared_norms
 
 # Random directions per parameter where exact Jacobians do not fit: a standard error of a few percent of one row.
@@ -81,7 +81,7 @@ def weight_conditions(
     Returns:
         Tensors (parameters, batch), in the dtype and on the device of the outputs.
     """
-    check_settings(1.0, 2, norm, seed, probes)
+    _, _, seed = checked_settings(1.0, 2, norm, seed, probes)
     return conditions_of(read_network(model, x, parameters), norm, probes, seed)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from poisonaudit.weight_noise.conditions import conditions_of
 from poisonaudit.weight_noise.intervals import NOTHING, mean_of_roots, mean_share
 from poisonaudit.weight_noise.joint import summed_up
 from poisonaudit.weight_noise.network import Network, Parameters, read_network
-from poisonaudit.weight_noise.noise import Noise, Norm, check_settings, noise_source
+from poisonaudit.weight_noise.noise import Noise, Norm, checked_settings, noise_source
 from poisonaudit.weight_noise.sampling import sample
 
 if TYPE_CHECKING:
@@ -133,9 +133,6 @@ def _curve(
 
 
 def _checked(rhos: Sequence[float], draws: int, norm: str, seed: int) -> list[float]:
-    found = [float(rho) for rho in rhos]
-    if not found:
-        raise UsageError("PA321", "no rho was given; it is noise norm per weight norm. Give numbers such as 0.1.")
-    for rho in found:
-        check_settings(rho, draws, norm, seed)
-    return found
+    if not isinstance(rhos, Iterable) or not list(rhos):
+        raise UsageError("PA321", f"rhos is {rhos!r}; each is noise norm per weight norm. Give several, such as [0.1].")
+    return [checked_settings(rho, draws, norm, seed)[0] for rho in rhos]

@@ -150,10 +150,15 @@ def _by_layer(
         return {}, set()
     owner = {id(module): name for name, modules in layers.items() for module in modules}
     calls: list[tuple[str, _Layer, Tensor, Tensor]] = []
+    unlike: set[str] = set()
+    count = len(network.x[rows])
 
     def note(module: _Layer, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if given:  # what came by name is missed here, and found out by the comparison
-            calls.append((owner[id(module)], module, given[0].detach(), output))
+        name = owner[id(module)]
+        if given and len(given[0]) != count:
+            unlike.add(name)  # tokens of all rows in one batch, or in front of the rows
+        elif given:  # what came by name is missed here, and found out by the comparison
+            calls.append((name, module, given[0].detach(), output))
         # What follows may work in place; the recorded output has to stay what the layer computed.
         return output.clone()
 
@@ -162,6 +167,7 @@ def _by_layer(
     with torch.enable_grad():
         with watching(note, watched):
             outputs = network.at(leaves, network.x[rows])
+        calls = [call for call in calls if call[0] not in unlike]
         if not calls or not outputs.requires_grad:
             return {}, set(layers)
         results = [output for *_, output in calls]
@@ -171,14 +177,14 @@ def _by_layer(
             for kept, part in zip(slopes, parts, strict=True):
                 kept.append(part)
         reference = _reference(outputs, leaves) if check else {}
-    uses: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+    uses: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers if name not in unlike}
     for (name, module, given, _), kept in zip(calls, slopes, strict=True):
         uses[name].append((_outgoing(module, torch.stack(kept, 1)), _entering(module, given)))
     probe = _probe(outputs)
-    unlike = {
+    unlike |= {
         name
         for name, wanted in reference.items()
-        if not _agree(_sum_of_uses(uses[name], probe, wanted), wanted, len(outputs))
+        if name in uses and not _agree(_sum_of_uses(uses[name], probe, wanted), wanted, len(outputs))
     }
     return {name: _gram(used, outputs) for name, used in uses.items() if name not in unlike}, unlike
 

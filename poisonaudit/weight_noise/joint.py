@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from poisonaudit.row_statistics import median
 from poisonaudit.weight_noise.conditions import WeightConditions, conditions_of
 from poisonaudit.weight_noise.intervals import NOTHING, Interval, mean_share, root_of_mean
 from poisonaudit.weight_noise.network import Network, Parameters, read_network
-from poisonaudit.weight_noise.noise import Norm, check_settings, noise_source
+from poisonaudit.weight_noise.noise import Norm, checked_settings, noise_source
 from poisonaudit.weight_noise.sampling import Sample, sample
 
 
@@ -81,7 +82,7 @@ def joint_weight_noise(
     Returns:
         Relative movement and share of flipped predictions.
     """
-    check_settings(rho, draws, norm, seed)
+    rho, draws, seed = checked_settings(rho, draws, norm, seed)
     network = read_network(model, x, parameters)
     conditions = conditions_of(network, norm) if formula else None
     drawn = sample(network, noise_source(network.values, network.names, norm, seed), network.names, [rho], draws)
@@ -121,7 +122,7 @@ def summed_up(
         inputs=squares.shape[1],
         interval=_ends(moved),
         flip_interval=_ends(flips),
-        median=float(relative.mean(0).sqrt().median()),
+        median=median(relative.mean(0).sqrt()),
         zero_outputs=int((size == 0).sum()),
         rms_elsewhere=float(rest.mean().sqrt()) if rest.numel() else math.nan,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from poisonaudit.errors import InputRefused, expect_kind
-from poisonaudit.layers import CHANGES_WHEN_TRAINING
+from poisonaudit.errors import InputRefused, expect_kind, wrong_type
+from poisonaudit.layers import changes_when_training
 from poisonaudit.registry import unknown_name
+from poisonaudit.row_by_row import why_not_row_by_row
 
 Parameters = str | Sequence[str]
 # Layers whose parameters rescale instead of mixing: no weight matrices, whatever their shape.
@@ -31,9 +32,8 @@ NORMALISATIONS: tuple[type[nn.Module], ...] = (
 _BATCHING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
 # Entries of all layers' outputs held in one pass: 128 MiB in float64.
 _ENTRIES = 2**24
-# Rows asked for alone and together, and what rounding may make of the difference.
-_PROBE_ROWS = 3
-_SAME = {torch.float64: 1e-8, torch.float32: 1e-3}
+# Their squares are added up: within these no sum overflows, nor is a small one lost.
+_LARGEST, _SMALLEST = 1e140, 1e-140
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,8 @@ def _look(network: Network) -> tuple[torch.Size, int]:
 def _chosen(model: nn.Module, parameters: Parameters) -> tuple[str, ...]:
     """Names of the parameters to perturb."""
     named = dict(model.named_parameters())
+    if not isinstance(parameters, Iterable):
+        raise wrong_type("weight noise", "parameters", parameters, "Pass 'matrices', 'all', or a list of names.")
     if not isinstance(parameters, str):
         for name in parameters:
             if name not in named:
@@ -214,12 +216,16 @@ def _chosen(model: nn.Module, parameters: Parameters) -> tuple[str, ...]:
 def _refuse_unfit(model: nn.Module, x: Tensor) -> None:
     expect_kind("model", model, nn.Module)
     expect_kind("x", x, Tensor)
-    if x.dim() == 0 or x.shape[0] == 0:
-        raise InputRefused("PA211", f"inputs have shape {tuple(x.shape)}. Pass at least one row, (batch, ...).")
+    if x.layout != torch.strided:
+        raise InputRefused("PA127", "x is sparse. Pass x.to_dense().")
+    if x.dim() == 0 or x.numel() == 0:
+        raise InputRefused(
+            "PA211", f"inputs have shape {tuple(x.shape)}. Pass at least one row of at least one input, (batch, ...)."
+        )
     if not bool(torch.isfinite(x).all()):
         raise InputRefused("PA210", "inputs hold NaN or infinite entries. Remove or impute those rows.")
     for name, module in model.named_modules():
-        if module.training and isinstance(module, CHANGES_WHEN_TRAINING):
+        if module.training and changes_when_training(module):
             raise InputRefused(
                 "PA120",
                 f"layer {name or 'at the top'} ({type(module).__name__}) is in train mode. Call model.eval() first.",
@@ -232,6 +238,10 @@ def _refuse_unfit(model: nn.Module, x: Tensor) -> None:
                 f"{name} is {value.dtype} on {value.device}, inputs {x.dtype} on {x.device}. "
                 "Convert both to one dtype and device, float64 for audits.",
             )
+        if not value.numel():
+            raise InputRefused(
+                "PA152", f"{name} has shape {tuple(value.shape)}, no entry. Pass a net with units in every layer."
+            )
         if not bool(torch.isfinite(value).all()):
             raise InputRefused("PA210", f"{name} holds NaN or infinite entries. Pass other weights.")
 
@@ -240,18 +250,21 @@ def _refuse_mixed_rows(network: Network, outputs: Tensor) -> None:
     """Refuse what is no fixed function of single rows: every number here is per row, and rows are taken in chunks."""
     if not bool(torch.isfinite(outputs).all()):
         raise InputRefused("PA210", "the model's outputs hold NaN or infinite entries. Rescale the inputs.")
-    few = network.x[:_PROBE_ROWS]
+    largest = float(outputs.abs().max())
+    if largest > _LARGEST or 0.0 < largest < _SMALLEST:
+        raise InputRefused(
+            "PA210",
+            f"the model's largest output is {largest:.3g}, whose square leaves the range of float64. Rescale the last "
+            "layer; relative numbers stay what they are.",
+        )
     with torch.no_grad():
-        again = network.at({}, few)
-        alone = torch.cat([network.at({}, row.unsqueeze(0)) for row in few])
-    limit = _SAME.get(outputs.dtype, 1e-2) * float(outputs.abs().max())
-    for other, why in ((alone, "depends on the other rows of the batch"), (again, "changes between calls")):
-        if other.shape != again.shape or bool(((outputs[: len(few)] - other).abs() > limit).any()):
-            raise InputRefused(
-                "PA129",
-                f"the model's output for a row {why}, so there is no response of one row to weights. Use layers that "
-                "treat every row by itself and draw nothing at random.",
-            )
+        why = why_not_row_by_row(lambda rows: network.at({}, rows), network.x, outputs)
+    if why is not None:
+        raise InputRefused(
+            "PA129",
+            f"the model's output for a row {why}, so there is no response of one row to weights. Use layers that "
+            "treat every row by itself and draw nothing at random.",
+        )
 
 
 def entries_of(values: Mapping[str, Tensor], names: Sequence[str]) -> int:

@@ -6,12 +6,13 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from poisonaudit.arguments import finite_number, whole_number
 from poisonaudit.errors import UsageError
 from poisonaudit.registry import unknown_name
 
@@ -21,22 +22,29 @@ NORMS: tuple[Norm, ...] = ("frobenius", "spectral")
 _RANK_DRAWS = 400
 
 
-def check_settings(rho: float, draws: int, norm: str = "frobenius", seed: int = 0, probes: int | None = None) -> None:
-    """Refuse settings no noise can be drawn for.
+def checked_settings(
+    rho: Any, draws: Any, norm: str = "frobenius", seed: Any = 0, probes: Any = None
+) -> tuple[float, int, int]:
+    """Settings of `weight_noise`, refused where no noise can be drawn for them.
+
+    Returns:
+        rho, draws and seed as plain numbers.
 
     Raises:
         UsageError: PA321, rho is not a finite number above 0, draws or probes is not a whole number of at least 2, or
             seed is not a whole number of at least 0; PA301, an unknown norm.
     """
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not (math.isfinite(rho) and rho > 0):
-        raise UsageError("PA321", f"rho is {rho}; it is noise norm per weight norm. Give a finite number above 0.")
-    for word, count in (("draws", draws), ("probes", 2 if probes is None else probes)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-            raise UsageError("PA321", f"{word} is {count}; a standard error needs at least 2. Give a whole number.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError("PA321", f"seed is {seed}; streams of noise are numbered from 0. Give a whole number.")
+    size, count, start = finite_number(rho), whole_number(draws), whole_number(seed)
+    if size is None or size <= 0.0:
+        raise UsageError("PA321", f"rho is {rho!r}; it is noise norm per weight norm. Give a finite number above 0.")
+    for word, given in (("draws", draws), ("probes", 2 if probes is None else probes)):
+        if (whole_number(given) or 0) < 2:
+            raise UsageError("PA321", f"{word} is {given!r}; a standard error needs 2. Give a whole number from 2 on.")
+    if start is None or start < 0:
+        raise UsageError("PA321", f"seed is {seed!r}; streams of noise are numbered from 0. Give a whole number.")
     if norm not in NORMS:
-        raise unknown_name(norm, NORMS, "matrix norm")
+        raise unknown_name(str(norm), NORMS, "matrix norm")
+    return size, count or 0, start
 
 
 def as_matrix(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from poisonaudit.layers import SLOPES, steepest
+from poisonaudit.layers import SLOPES, SOFTPLUS_THRESHOLD, steepest
 from poisonaudit.tracing import POOLING_FUNCTIONS, operation_name
 from poisonaudit.weight_noise.gains import (
     CONVOLUTIONS,
@@ -121,13 +121,17 @@ def _gain_of(module: Any, z: Tensor) -> float | None:
     """Bound on the slope of a layer whose parameters stay, None where none is known."""
     kind = type(module)
     if kind in SLOPES:
-        return steepest(module)
+        return None if kind is nn.Softplus and module.threshold < SOFTPLUS_THRESHOLD else steepest(module)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training and module.running_var is not None:
         return batch_norm_gain(module)
-    if kind in _POOLS and getattr(module, "divisor_override", None) is None:
-        return average_gain(module, tuple(z.shape[2:]))
-    if kind in _LARGEST:
-        return maximum_gain(module, z.dim() - 2)
+    if kind in _POOLS or kind in _LARGEST:
+        # Without an axis of channels PyTorch takes the rows for them.
+        if (
+            z.dim() != (3 if kind.__name__.endswith("1d") else 4)
+            or getattr(module, "divisor_override", None) is not None
+        ):
+            return None
+        return maximum_gain(module, z.dim() - 2) if kind in _LARGEST else average_gain(module, tuple(z.shape[2:]))
     if kind is nn.Flatten and module.start_dim == 0:
         return None
     if kind in _GAINS:
@@ -143,7 +147,7 @@ def _weighted(module: Any, z: Tensor, value: Tensor, known: Known, unknown: Rule
     if isinstance(module, nn.Linear):
         gain, reach = known.gain(module, (), lambda: matrix_gain(module.weight)), 1.0
         sizes = z.double().flatten(1).norm(dim=1)
-    elif module.padding_mode != "zeros":
+    elif module.padding_mode != "zeros" or z.dim() != module.weight.dim():
         return unknown
     else:
         size = tuple(z.shape[2:])
@@ -207,10 +211,15 @@ def _occurs(args: Any, source: fx.Node) -> int:
 
 def _gain(name: str, node: fx.Node, plain: Sequence[Any], z: Tensor, value: Tensor) -> float | None:
     """Bound on the slope of a function of one tensor and plain settings, None where none is known."""
+    if name == "softplus" and not _threshold(node) >= SOFTPLUS_THRESHOLD:
+        return None
     if name in _SLOPES:
         return _SLOPES[name]
     if name in ("mul", "truediv") and len(plain) == 1 and isinstance(plain[0], int | float):
-        return abs(float(plain[0])) if name != "truediv" else 1.0 / abs(float(plain[0])) if plain[0] else None
+        factor = abs(float(plain[0]))
+        if name == "mul":
+            return factor
+        return 1.0 / factor if factor and isinstance(node.args[0], fx.Node) else None
     if name in _REARRANGING:
         swaps_rows = name in ("permute", "transpose") and not _keeps_rows(name, plain, z.dim())
         return None if swaps_rows or value.numel() != z.numel() else 1.0
@@ -224,6 +233,12 @@ def _gain(name: str, node: fx.Node, plain: Sequence[Any], z: Tensor, value: Tens
     return _pooled(name, node, z) if name in POOLING_FUNCTIONS else None
 
 
+def _threshold(node: fx.Node) -> float:
+    """Beyond which the function softplus is linear; NaN where the network computes it as it runs."""
+    given = node.kwargs.get("threshold", node.args[2] if len(node.args) > 2 else SOFTPLUS_THRESHOLD)
+    return float(given) if isinstance(given, int | float) else math.nan
+
+
 def _pooled(name: str, node: fx.Node, z: Tensor) -> float | None:
     """Bound on the slope of a pooling."""
     kind, names = POOLING_FUNCTIONS[name]
@@ -231,8 +246,6 @@ def _pooled(name: str, node: fx.Node, z: Tensor) -> float | None:
     tensor = options.pop("input", None)
     # Sizes that the network computes as it runs are nodes too.
     if not isinstance(tensor, fx.Node) or any(isinstance(each, fx.Node) for each in options.values()):
-        return None
-    if z.dim() != (3 if name.endswith("1d") else 4):
         return None
     return _gain_of(kind(**options), z)
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from poisonaudit.arguments import whole_number
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.weight_noise.bounds import read_bounds, together
 from poisonaudit.weight_noise.curve import TOGETHER
 from poisonaudit.weight_noise.intervals import mean_of_roots
 from poisonaudit.weight_noise.jacobians import pull_back, top_directions
 from poisonaudit.weight_noise.network import Network, Parameters, entries_of, read_network
-from poisonaudit.weight_noise.noise import Norm, as_matrix, check_settings, noise_source
+from poisonaudit.weight_noise.noise import Norm, as_matrix, checked_settings, noise_source
 from poisonaudit.weight_noise.sampling import sample
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ def worst_case_search(
     """
     import pandas as pd
 
-    check_settings(rho, draws, norm, seed)
+    rho, draws, seed = checked_settings(rho, draws, norm, seed)
     for word, value, least in (("starts", starts, 2), ("steps", steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UsageError("PA321", f"{word} is {value}. Give a whole number of at least {least}.")
+        if (whole_number(value) or 0) < least:
+            raise UsageError("PA321", f"{word} is {value!r}. Give a whole number of at least {least}.")
     network = _in_float64(model, x, parameters)
     noise = noise_source(network.values, network.names, norm, seed)
     bounds = read_bounds(network)
@@ -102,7 +103,8 @@ def worst_case_search(
         bound, _ = together(bounds, {name: noise.sizes[name] for name in names}, rho, len(network.x))
         rms = mean_of_roots(sample(network, noise, names, [rho], draws).squares[0]).value
         best, limit = float(found.values.mean()), float(bound.mean())
-        records.append((label, float(expected.mean()), best, limit, rms, best / rms if rms else 0.0, best / limit))
+        of_rms, of_bound = best / rms if rms else 0.0, best / limit if limit else 0.0
+        records.append((label, float(expected.mean()), best, limit, rms, of_rms, of_bound))
     frame = pd.DataFrame.from_records(records, columns=list(COLUMNS))
     frame.attrs.update(rho=rho, norm=norm, starts=starts, steps=steps, draws=draws, seed=seed, inputs=len(network.x))
     frame.attrs["dtype"] = str(network.outputs.dtype).removeprefix("torch.")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from poisonaudit.row_statistics import median
 from poisonaudit.weight_noise.bounds import alone, read_bounds
 from poisonaudit.weight_noise.conditions import WeightConditions, conditions_of
 from poisonaudit.weight_noise.intervals import NOTHING, mean_of_roots, mean_share
 from poisonaudit.weight_noise.joint import ratio, summed_up
 from poisonaudit.weight_noise.network import Network, Parameters, read_network
-from poisonaudit.weight_noise.noise import Noise, Norm, check_settings, noise_source
+from poisonaudit.weight_noise.noise import Noise, Norm, checked_settings, noise_source
 from poisonaudit.weight_noise.sampling import sample
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def weight_noise(
     """
     import pandas as pd
 
-    check_settings(rho, draws, norm, seed, probes)
+    rho, draws, seed = checked_settings(rho, draws, norm, seed, probes)
     network = read_network(model, x, parameters)
     noise = noise_source(network.values, network.names, norm, seed)
     conditions = conditions_of(network, norm, probes, seed)
@@ -142,10 +143,10 @@ def _formulas(conditions: WeightConditions, index: int, rho: float) -> dict[str,
     relative = ratio((rho * conditions.spread[index].double()).square(), size).mean().sqrt()
     return {
         "layer": conditions.names[index],
-        "condition_absolute": float(conditions.absolute[index].mean()),
-        "condition_relative": float(conditions.relative[index].mean()),
-        "condition_median": float(conditions.relative[index].median()),
-        "rms_formula": rho * float(conditions.spread[index].mean()),
+        "condition_absolute": float(conditions.absolute[index].double().mean()),
+        "condition_relative": float(conditions.relative[index].double().mean()),
+        "condition_median": median(conditions.relative[index]),
+        "rms_formula": rho * float(conditions.spread[index].double().mean()),
         "relative_formula": float(relative),
         "formula_error": rho * float(conditions.spread_error[index]),
     }
