@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from poisonaudit.errors import UsageError
-from poisonaudit.quantities import flat_outcome, quantity_of, verified_budget
+from poisonaudit.quantities import (
+    ROWS_UNIT,
+    flat_outcome,
+    quantity_of,
+    unconverged,
+    unconverged_controls,
+    verified_budget,
+)
 from poisonaudit.registry import unknown_name
 from poisonaudit.results import AttackResult, AuditResult, Direction, GateOutcome, Measure
 
@@ -105,8 +112,35 @@ def evaluate(
     if gate.crossed(number):
         way = "below" if gate.operator == "<" else "above"
         return GateOutcome(gate.rule, "FAIL", f"{gate.id} is {said}, {way} {gate.threshold:g}", name)
+    untried = _untried(gate, measure)
+    if untried:
+        return GateOutcome(gate.rule, "INCONCLUSIVE", f"{gate.id} is at most {said}, and {untried}", name)
     way = "not below" if gate.operator == "<" else "not above"
     return GateOutcome(gate.rule, "PASS", f"{gate.id} is {said}, {way} {gate.threshold:g}", name)
+
+
+def _untried(gate: Gate, measure: Measure) -> str:
+    """Why a verified cost does not pass although it is not below the threshold; "" where it does.
+
+    What an attack needs is at most the budget that was confirmed, and more than the largest that was seen to fail.
+
+    Args:
+        gate: the rule.
+        measure: what it is applied to.
+
+    Returns:
+        The end of a sentence.
+    """
+    if measure.id != "attack.verified_cost" or gate.operator != "<":
+        return ""
+    lower = _number(measure.details, "lower")
+    if lower is None:
+        return f"no smaller budget was shown to fail, so that the cost may lie below {gate.threshold:g}"
+    # Rows are whole numbers: where 9 fail, 10 is the least that can succeed.
+    least = lower + 1 if measure.unit == ROWS_UNIT else lower
+    if least >= gate.threshold:
+        return ""
+    return f"{lower:.6g} is the largest that was shown to fail, so that the cost may lie below {gate.threshold:g}"
 
 
 def attack_measures(result: AttackResult) -> list[Measure]:
@@ -127,13 +161,11 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     quantity = quantity_of(result.recipe, result.predicted, result.retrained)
     warm = flat_outcome(result.retrained.get("warm"))
     fresh = [flat_outcome(entry) for entry in result.retrained.get("fresh") or ()]
-    # The user's own training is judged as it is: it aims at no tolerance.
-    aimed = [entry for entry in (fresh or [warm]) if entry.get("kind", "tight") == "tight"]
-    loose = sum(1 for entry in aimed if entry.get("converged") is False)
+    loose = unconverged(fresh or [warm])
     found = []
     moved = any(_number(entry, "movement") is not None for entry in [warm, *fresh])
     if quantity.measure == "attack.movement" and moved:
-        found.append(_movement(result, warm, fresh, loose))
+        found.append(_movement(result, warm, fresh, loose, unconverged_controls(result.control, of_fresh=bool(fresh))))
     judged = any(entry.get("success") is not None for entry in [warm, *fresh])
     if quantity.measure == "attack.flip_success" and judged:
         found.append(_flip_success(result, warm, fresh, loose))
@@ -142,7 +174,13 @@ def attack_measures(result: AttackResult) -> list[Measure]:
     return found
 
 
-def _movement(result: AttackResult, warm: Mapping[str, Any], fresh: Sequence[Mapping[str, Any]], loose: int) -> Measure:
+def _movement(
+    result: AttackResult,
+    warm: Mapping[str, Any],
+    fresh: Sequence[Mapping[str, Any]],
+    loose: int,
+    controls: int,
+) -> Measure:
     of_fresh = [value for entry in fresh if (value := _number(entry, "movement")) is not None]
     values = of_fresh or [value for value in [_number(warm, "movement")] if value is not None]
     details = {
@@ -152,7 +190,7 @@ def _movement(result: AttackResult, warm: Mapping[str, Any], fresh: Sequence[Map
         "predicted": _number(flat_outcome(result.predicted), "movement"),
     }
     lost = len(fresh) - len(of_fresh)
-    return _attack_measure("attack.movement", statistics.fmean(values), _doubts(loose, lost), details)
+    return _attack_measure("attack.movement", statistics.fmean(values), _doubts(loose, lost, controls), details)
 
 
 def _flip_success(
@@ -197,10 +235,12 @@ def _attack_measure(name: str, value: float | None, doubts: str, details: Mappin
     return Measure(name, value, ATTACK_MEASURES[name], "statistic", direction, not doubts, doubts, behind)
 
 
-def _doubts(loose: int, lost: int) -> str:
+def _doubts(loose: int, lost: int, controls: int = 0) -> str:
     parts = []
     if loose:
         parts.append(f"{loose} retraining{'s' if loose > 1 else ''} did not converge")
+    if controls:
+        parts.append(f"{controls} control{'s' if controls > 1 else ''} did not converge")
     if lost:
         parts.append(f"{lost} retraining{'s' if lost > 1 else ''} gave no number")
     return "; ".join(parts)

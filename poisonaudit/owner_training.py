@@ -51,7 +51,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def trained_weights(trainer: Trainer, problem: Problem, seed: int, who: str = "the trainer") -> Tensor:
-    """Call a trainer on a copy of the problem, with the global generators seeded and put back.
+    """Call a trainer on a copy of the problem, labels included, with the global generators seeded and put back.
 
     Args:
         trainer: (problem, seed) -> weights (p,), a state dict or a module.
@@ -67,6 +67,7 @@ def trained_weights(trainer: Trainer, problem: Problem, seed: int, who: str = "t
     """
     given = problem.with_data(problem.x)
     given = given.at(given.weights)
+    given.y = given.y.clone()
     with seeded(seed, problem.device), torch.enable_grad():
         result = trainer(given, seed)
     return weights_of(result, problem, who)
@@ -109,6 +110,12 @@ def weights_of(result: object, problem: Problem, who: str = "the trainer") -> Te
             "PA125",
             f"{who} returned weights {_form(result)}, this problem has {_form(problem.weights)}. Flatten all of them "
             "in named_parameters() order, in the problem's dtype.",
+        )
+    if bad := int((~torch.isfinite(result)).sum()):
+        raise InputRefused(
+            "PA124",
+            f"{bad} of {problem.size} weights that {who} returned are NaN or infinite. Lower its learning rate, or "
+            "rescale the inputs.",
         )
     return problem.at(result).weights
 

@@ -224,6 +224,25 @@ def _unknown(kind: str, near: Quantity | None) -> Quantity:
 ROWS_UNIT = "training rows"
 
 
+def unconverged(entries: Iterable[Mapping[str, Any]]) -> int:
+    """Tight trainings that missed their tolerance; the owner's own is judged as it is, for it aims at none."""
+    return sum(entry.get("converged") is False and entry.get("kind", "tight") == "tight" for entry in entries)
+
+
+def unconverged_controls(control: Mapping[str, Any], *, of_fresh: bool) -> int:
+    """The same among the controls that movement is counted from.
+
+    Args:
+        control: stored controls of an attack.
+        of_fresh: of the fresh seeds, else of the warm retraining.
+
+    Returns:
+        How many.
+    """
+    used = control.get("fresh") or () if of_fresh else [control.get("warm")]
+    return unconverged(flat_outcome(entry) for entry in used)
+
+
 @dataclass(frozen=True)
 class VerifiedBudget:
     """The smallest budget that retraining confirmed, in the unit of what was searched.

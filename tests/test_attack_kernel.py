@@ -144,16 +144,16 @@ def test_the_reservation_is_shown(case: tuple[Problem, Tensor]) -> None:
 
 def test_warm_retraining_that_had_nothing_to_do_says_so(case: tuple[Problem, Tensor]) -> None:
     problem, direction = case
-    poison = poison_of(problem, 1e-4 * direction)
-    loose, tight = retrain(problem, poison, 0, loose=False, tolerance=0.1), retrain(problem, poison, 0, loose=False)
+    poison = poison_of(problem, 1e-6 * direction)
+    loose, tight = retrain(problem, poison, 0, loose=False, tolerance=1e-3), retrain(problem, poison, 0, loose=False)
     assert torch.equal(loose.warm.weights, problem.weights) and loose.warm.converged
     (note,) = loose.remarks
     assert "already meet the tolerance" in note and "warm retraining did not move" in note
     assert f"{loose.warm.relative_gradient:.1e}" in note and loose.summary()["remarks"] == [note]
     assert loose.notes == tight.remarks == () and not torch.equal(tight.warm.weights, problem.weights)
     # A poison of nothing leaves nothing to be trained at any tolerance.
-    assert retrain(problem, poison_of(problem, 0 * direction), 0, loose=False, tolerance=0.1).remarks == ()
-    _, page = shown(problem, poison, 0.1)
+    assert retrain(problem, poison_of(problem, 0 * direction), 0, loose=False, tolerance=1e-3).remarks == ()
+    _, page = shown(problem, poison, 1e-3)
     assert "The clean weights already meet the tolerance of retraining" in page
 
 

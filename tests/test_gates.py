@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import pytest
 
+from poisonaudit.cli.tables import attack_text, unconverged_line
 from poisonaudit.errors import UsageError
 from poisonaudit.gates import attack_measures, evaluate, parse_gate
 from poisonaudit.results import AttackResult, AuditResult, Measure
@@ -110,3 +112,54 @@ def test_flip_success_is_the_share_of_fresh_retrainings() -> None:
     assert found.value is None and not found.valid
     assert evaluate(parse_gate("attack.movement>0.5", IDS), attack({"fresh": fresh})).outcome == "INCONCLUSIVE"
     assert attack_measures(attack({})) == []
+
+
+def cost(over: str, value: float, lower: float | None) -> AttackResult:
+    found = {"over": over, "value": value, "lower": lower, "unit": "input units" if over == "radius" else ""}
+    return AttackResult("move", "mlp", "digits", {}, {"radius": 0.1}, [1], {}, {}, {}, verified_cost=found)
+
+
+@pytest.mark.parametrize(
+    ("over", "value", "lower", "threshold", "outcome"),
+    [
+        ("radius", 0.4, 0.3, 0.5, "FAIL"),
+        ("radius", 0.4, 0.3, 0.3, "PASS"),
+        ("radius", 0.4, 0.3, 0.35, "INCONCLUSIVE"),
+        # What was never tried was never seen to fail.
+        ("radius", 1.9, None, 1.0, "INCONCLUSIVE"),
+        ("rows", 10, 9, 10, "PASS"),
+        ("rows", 10, 8, 10, "INCONCLUSIVE"),
+        ("rows", 10, 8, 9, "PASS"),
+    ],
+)
+def test_a_cost_passes_only_above_budgets_that_were_seen_to_fail(
+    over: str, value: float, lower: float | None, threshold: float, outcome: str
+) -> None:
+    found = evaluate(parse_gate(f"attack.verified_cost<{threshold}"), cost(over, value, lower))
+    assert found.outcome == outcome
+    if outcome == "INCONCLUSIVE":
+        assert "is at most" in found.fact and f"may lie below {threshold:g}" in found.fact
+    assert evaluate(parse_gate(f"attack.verified_cost>{value * 2}"), cost(over, value, lower)).outcome == "PASS"
+
+
+def test_movement_is_no_better_than_the_controls_it_is_counted_from() -> None:
+    runs = {"warm": {"movement": 0.9, "converged": True}, "fresh": [{"movement": 0.9, "converged": True}]}
+    bad = {"warm": {"converged": True}, "fresh": [{"converged": False}]}
+    told = dataclasses.replace(attack(runs), control=bad)
+    (found,) = attack_measures(told)
+    assert not found.valid and found.reason == "1 control did not converge"
+    assert evaluate(parse_gate("attack.movement>0.5"), told).outcome == "INCONCLUSIVE"
+    # Movement of the warm retraining alone is counted from the warm control.
+    alone = dataclasses.replace(told, retrained={**runs, "fresh": []})
+    assert attack_measures(alone)[0].valid
+    # The owner's own training aims at no tolerance.
+    own = {"fresh": [{"converged": False, "kind": "trainer"}]}
+    assert attack_measures(dataclasses.replace(told, control=own))[0].valid
+
+
+def test_the_console_names_trainings_that_did_not_converge() -> None:
+    runs = {"warm": {"movement": 0.9}, "fresh": [{"movement": 0.9, "converged": False}, {"movement": 0.8}]}
+    told = dataclasses.replace(attack(runs), control={"warm": {"converged": False}, "fresh": []})
+    line = "did not converge, so that no number of theirs is counted: fresh 1 of 2, control warm"
+    assert unconverged_line(told) == line and line in attack_text(told)
+    assert unconverged_line(attack({"warm": {"movement": 0.9}})) == ""

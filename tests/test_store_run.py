@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ import torch
 from poisonaudit.errors import InputRefused, StorageError, UsageError
 from poisonaudit.store import RunFolder, environment, read_tensors, tensors_to_bytes
 from poisonaudit.store.atomic import TEMPORARY_SUFFIX
+from poisonaudit.store.tensors import read_metadata
 
 
 def test_default_folder_is_named_after_command_and_time(tmp_path, monkeypatch):
@@ -135,6 +137,16 @@ def test_shared_memory_and_foreign_damage(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"\x00" * 4)
     with pytest.raises(InputRefused, match="PA103"):
         read_tensors(tmp_path / "a.safetensors")
+
+
+def test_values_changed_after_they_were_written_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    content = tensors_to_bytes({"a": torch.ones(3), "b": torch.zeros(0, 2), "c": torch.tensor(2)}, {"kept": 1})
+    path.write_bytes(content)
+    assert torch.equal(read_tensors(path)["a"], torch.ones(3)) and read_metadata(path) == {"kept": 1}
+    path.write_bytes(content.replace(struct.pack("<f", 1.0), struct.pack("<f", 2.0), 1))
+    with pytest.raises(InputRefused, match="PA103 .*changed after it was written"):
+        read_tensors(path)
 
 
 def test_environment_names_versions_and_threads_but_no_person_or_machine():

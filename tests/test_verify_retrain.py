@@ -199,3 +199,9 @@ def test_a_trainer_without_seeds_is_refused(problem, poison):
     with pytest.raises(UsageError, match="no fresh seed") as refusal:
         retrain(problem, poison, fresh=0, trainer=lambda problem, seed: problem.weights)
     assert refusal.value.code == "PA371"
+
+
+@pytest.mark.parametrize("tolerance", [2.0, 0.01, 0.0, float("nan"), "small", True])
+def test_a_tolerance_that_untrained_weights_meet_is_refused(problem, poison, tolerance):
+    with pytest.raises(UsageError, match="PA371 tolerance is"):
+        retrain(problem, poison, fresh=0, tolerance=tolerance)

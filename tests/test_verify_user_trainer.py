@@ -68,7 +68,7 @@ def leaves(problem, seed): raise SystemExit(3)
 def stops(problem, seed): raise KeyboardInterrupt
 def vandal(problem, seed):
     weights = flat(problem, seed)
-    problem.x.zero_(); problem.weights.zero_()
+    problem.x.zero_(); problem.weights.zero_(); problem.y.zero_()
     return weights
 constant = 5
 """
@@ -126,9 +126,10 @@ def test_global_generators_follow_the_seed_and_are_put_back(code, problem):
 
 
 def test_a_trainer_cannot_change_the_problem(code, problem):
-    before = problem.x.clone(), problem.weights.clone()
+    before = problem.x.clone(), problem.weights.clone(), problem.y.clone()
     trained_weights(load_trainer(f"{code}:vandal", True), problem, 0)
     assert torch.equal(problem.x, before[0]) and torch.equal(problem.weights, before[1])
+    assert torch.equal(problem.y, before[2]) and bool(before[2].any())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from poisonaudit.cli.console import number, table
 from poisonaudit.cli.failures import one_line
-from poisonaudit.quantities import quantity_of
+from poisonaudit.quantities import flat_outcome, quantity_of, unconverged
 from poisonaudit.report.comparison import units
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import finding
@@ -33,6 +33,7 @@ def attack_text(result: AttackResult) -> str:
     amount = f"{len(result.rows)} rows, {budget.get('norm')} radius {number(budget.get('radius'))}"
     lines = [f"{result.name}: {result.model} on {result.data}, {amount}", "", attacks_table([result], [result.model])]
     lines += [told] if (told := origin_line([result])) else []
+    lines += [told] if (told := unconverged_line(result)) else []
     if not result.predicted.get("valid"):
         why = "; ".join(str(reason) for reason in result.predicted.get("reasons") or ["no prediction is stored"])
         lines.append(f"* not predicted: {why}")
@@ -74,6 +75,8 @@ def comparison_text(comparison: Comparison) -> str:
     if comparison.attacks:
         lines += ["", attacks_table(comparison.attacks, comparison.attack_labels())]
         lines += [told] if (told := origin_line(comparison.attacks)) else []
+        pairs = zip(comparison.attack_labels(), comparison.attacks, strict=True)
+        lines += [f"{attack.name} on {model}: {told}" for model, attack in pairs if (told := unconverged_line(attack))]
         if not all(attack.predicted.get("valid") for attack in comparison.attacks):
             lines.append("* not predicted: the estimate is not valid; the report says why")
     return "\n".join([*lines, *gate_lines(comparison.gates)])
@@ -110,6 +113,17 @@ def origin_line(attacks: Sequence[AttackResult]) -> str:
         f"{', '.join(counted)}: each fresh seed is counted from the control of the same seed; the control itself from "
         "the clean weights, so it shows how far another seed alone leads"
     )
+
+
+def unconverged_line(attack: AttackResult) -> str:
+    """Which tight trainings, poisoned and control, missed their tolerance; "" where none did."""
+    parts = []
+    for side, stored in (("", attack.retrained), ("control ", attack.control)):
+        for name, entries in (("warm", [stored.get("warm")]), ("fresh", stored.get("fresh") or [])):
+            missed = unconverged(flat_outcome(entry) for entry in entries)
+            count = "" if name == "warm" else f" {missed} of {len(entries)}"
+            parts += [f"{side}{name}{count}"] * bool(missed)
+    return f"did not converge, so that no number of theirs is counted: {', '.join(parts)}" if parts else ""
 
 
 def attacks_table(attacks: Sequence[AttackResult], models: Sequence[str]) -> str:

@@ -146,7 +146,8 @@ class RetrainConfig:
     """
 
     fresh: Annotated[int, Field(ge=0, le=1000)] = 5
-    tolerance: Positive = 1e-10
+    # Beyond, what counts as tight training has hardly begun (see `verify.retraining.COARSEST`).
+    tolerance: Annotated[float, Field(gt=0, le=1e-3, allow_inf_nan=False)] = 1e-10
     loose: Annotated[int, Field(ge=0, le=1000)] | None = None
     loose_epochs: Count = 40
     trainer: Text | None = None

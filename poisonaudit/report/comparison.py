@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from poisonaudit.errors import UsageError
-from poisonaudit.quantities import ROWS_UNIT, verified_budget
+from poisonaudit.quantities import ROWS_UNIT, unconverged_controls, verified_budget
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding, finding
 from poisonaudit.report.formats import figure, mapping_of, usable
@@ -209,8 +209,12 @@ def doubts(found: Finding) -> str:
     relevant = [trial for trial in found.decisive if trial.fresh] or list(found.trials)
     # The owner's own training is judged as it is: it aims at no tolerance.
     loose = sum(trial.converged is False and trial.training == "tight" for trial in relevant)
-    told = f"{loose} retraining{'s' if loose != 1 else ''} did not converge" if loose else ""
-    return "; ".join(text for text in (told, found.caution) if text)
+    told = [f"{loose} retraining{'s' if loose != 1 else ''} did not converge"] * bool(loose)
+    if found.quantity.measure == "attack.movement":
+        # Counted from the control of the same seed.
+        controls = unconverged_controls(found.attack.control, of_fresh=any(trial.fresh for trial in relevant))
+        told += [f"{controls} control{'s' if controls != 1 else ''} did not converge"] * bool(controls)
+    return "; ".join([*told, *([found.caution] if found.caution else [])])
 
 
 def cost_measure(findings: Sequence[Finding]) -> Measure:
@@ -258,6 +262,8 @@ def cost_measure(findings: Sequence[Finding]) -> Measure:
         details={
             "attack": least["attack"],
             "predicted": least["predicted"],
+            # Below this no attack that was searched succeeded, and none was left unsearched.
+            "lower": None if any(cost["lower"] is None for cost in costs) else min(cost["lower"] for cost in costs),
             "beside": least["beside"],
             "by_attack": listed,
         },
@@ -270,10 +276,12 @@ def confirmed(found: Finding) -> dict[str, Any] | None:
     cost, budget = cost_of(attack.verified_cost), verified_budget(attack.verified_cost, attack.budget, attack.rows)
     entry: dict[str, Any] = {
         "attack": attack.name, "unit": budget.unit, "beside": budget.beside, "bracket": "", "predicted": None,
-        "doubt": found.caution, "searched": True,
+        "lower": None, "doubt": found.caution, "searched": True,
     }  # fmt: skip
     if cost is not None and budget.value is not None:
-        return {**entry, "value": budget.value, "bracket": cost.bracket, "predicted": cost.predicted}
+        return {
+            **entry, "value": budget.value, "lower": cost.lower, "bracket": cost.bracket, "predicted": cost.predicted,
+        }  # fmt: skip
     share = success_share(found)
     used = len(attack.rows) or figure(attack.budget, "rows")
     if share is None or share <= 0.5 or not used or doubts(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ MAX_HEADER_BYTES = 10_000_000
 MAX_TENSORS = 100_000
 
 _METADATA_KEY = "poisonaudit"
+_DIGEST = "values_sha256"
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8,
     "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
@@ -54,7 +56,7 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] 
     """Serialise named tensors.
 
     The metadata goes under one key as sorted JSON: safetensors writes several keys in random order, and equal
-    contents should have equal digests.
+    contents should have equal digests. A digest of the values goes with it, which `read_tensors` compares.
 
     Args:
         tensors: any dtypes and devices; copied to contiguous CPU tensors.
@@ -66,7 +68,7 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] 
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    text = json.dumps(dict(metadata or {}), allow_nan=False, sort_keys=True)
+    text = json.dumps({**(metadata or {}), _DIGEST: _digest(plain)}, allow_nan=False, sort_keys=True)
     content: bytes = save(plain, {_METADATA_KEY: text})
     return content
 
@@ -81,15 +83,19 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         Name -> CPU tensor.
 
     Raises:
-        InputRefused: PA103, the file is damaged; see `read_checked` for the checks before.
+        InputRefused: PA103, the file is damaged, or its values are not those that `tensors_to_bytes` wrote; see
+            `read_checked` for the checks before.
     """
     from safetensors.torch import load
 
-    data = read_checked(Path(path))[0]
+    data, header = read_checked(Path(path))
     try:
         tensors: dict[str, Tensor] = load(data)
     except Exception as error:
         raise InputRefused("PA103", damaged(Path(path), f"{type(error).__name__}")) from error
+    written = _own_metadata(Path(path), header).get(_DIGEST)
+    if written is not None and written != _digest(tensors):
+        raise InputRefused("PA103", damaged(Path(path), "its values were changed after it was written"))
     return tensors
 
 
@@ -105,16 +111,33 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputRefused: PA103, the metadata is damaged; see `read_checked` for the checks before.
     """
-    metadata = read_checked(Path(path))[1].metadata
-    if _METADATA_KEY not in metadata:
-        return dict(metadata)
+    header = read_checked(Path(path))[1]
+    if _METADATA_KEY not in header.metadata:
+        return dict(header.metadata)
+    return {key: value for key, value in _own_metadata(Path(path), header).items() if key != _DIGEST}
+
+
+def _own_metadata(path: Path, header: Header) -> dict[str, Any]:
+    """What `tensors_to_bytes` stored, nothing from another writer."""
     try:
-        body = json.loads(metadata[_METADATA_KEY])
+        body = json.loads(header.metadata.get(_METADATA_KEY, "{}"))
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise InputRefused("PA103", damaged(Path(path), "its metadata is not JSON"))
+        raise InputRefused("PA103", damaged(path, "its metadata is not JSON"))
     return body
+
+
+def _digest(values: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes of CPU tensors."""
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(values):
+        value = values[name]
+        found.update(f"{name}\0{value.dtype}{tuple(value.shape)}\0".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def read_checked(path: Path, accept: Callable[[Header], None] | None = None) -> tuple[bytes, Header]:

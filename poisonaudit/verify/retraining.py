@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from poisonaudit.arguments import finite_number
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from poisonaudit.attack.poison import Poison
 
 _KINDS: tuple[Kind, ...] = ("trainer", "tight", "loose")
+# Relative gradient of tight training, at most: at a fresh start it is near 1, and what stops there was not trained.
+COARSEST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def retrain(
         seed: base of the fresh seeds.
         objective: what outcomes are judged by; default the poison's.
         test: (x, y) test rows for accuracies.
-        tolerance: relative gradient of the fits.
+        tolerance: relative gradient of the fits, at most 1e-3.
         control: of an earlier call with the same problem, seeds and trainers, to save its training; what it lacks is
             trained.
         progress: called with a message and a fraction.
@@ -101,8 +104,8 @@ def retrain(
         loose training from new seeds are left out, with a note.
 
     Raises:
-        UsageError: PA314, an argument of the wrong type; PA371, bad seeds; PA372, a control from other seeds or of
-            another problem.
+        UsageError: PA314, an argument of the wrong type; PA371, bad seeds or tolerance; PA372, a control from other
+            seeds or of another problem.
         InputRefused: PA124, PA125, a trainer's weights do not fit.
     """
     expect_problem(problem, "retrain")
@@ -112,6 +115,12 @@ def retrain(
         if not (value is None or callable(value) or (name == "loose" and isinstance(value, bool))):
             needed = "Pass a callable (problem, seed) -> weights; only the command line takes FILE.py:train."
             raise wrong_type("retrain", name, value, needed)
+    if not 0.0 < (finite_number(tolerance) or 0.0) <= COARSEST:
+        raise UsageError(
+            "PA371",
+            f"tolerance is {tolerance!r}; tight training ends at a relative gradient of at most {COARSEST:g}. "
+            "Pass 1e-10.",
+        )
     seeds = _seeds(fresh, seed)
     if trainer is not None and not seeds:
         raise UsageError("PA371", "a trainer is given, but no fresh seed to train from. Pass fresh=5.")
