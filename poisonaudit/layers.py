@@ -98,7 +98,7 @@ def leaves(model: nn.Module, *, subclasses: bool = False, name: str = "") -> Ite
     Yields:
         One leaf at a time.
     """
-    kind, hooked = _kind(model, subclasses), bool(model._forward_hooks or model._forward_pre_hooks)
+    kind, hooked = _kind(model, subclasses), has_forward_hooks(model)
     if kind is not nn.Sequential or hooked:
         yield Leaf(name, model, kind, hooked)
         return
@@ -131,6 +131,12 @@ def dense_layers(model: nn.Module, flat: bool) -> tuple[list[tuple[Leaf, tuple[n
         else:
             return found, leaf
     return found, None
+
+
+def has_forward_hooks(layer: nn.Module) -> bool:
+    """Whether hooks, its own or those for all modules, may change what it computes."""
+    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    return bool(everywhere or layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def changes_when_training(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from poisonaudit import lipschitz_bounds
 from poisonaudit.errors import InputRefused
 from poisonaudit.lipschitz import lipschitz_penalty
 from poisonaudit.lipschitz.local import certified_radii, local_lipschitz
+from poisonaudit.weight_noise import weight_noise
 
 
 class Own(nn.Module):
@@ -141,3 +142,93 @@ def test_hooks_are_to_be_removed():
     net[0].register_forward_hook(lambda module, given, found: 3 * found)
     with pytest.raises(InputRefused, match="PA130.*Remove the hooks"):
         lipschitz_bounds(net, input_shape=(1, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_for_all_modules_are_to_be_removed(kind):
+    net, x = small(torch.float64), torch.rand(2, 4, dtype=torch.float64)
+    # It fires in whatever copies are compared with the network, so that no comparison can notice it.
+    change = {
+        "forward_hook": lambda module, given, found: 3 * found,
+        "forward_pre_hook": lambda module, given: 3 * given[0],
+    }
+    handle = getattr(nn.modules.module, f"register_module_{kind}")(change[kind])
+    try:
+        for function in (lipschitz_bounds, lambda own: local_lipschitz(own, x, 0.1), lipschitz_penalty):
+            with pytest.raises(InputRefused, match="PA130.*hooks"):
+                function(net)
+        assert weight_noise(net, x, draws=2).attrs["no_bound"]
+    finally:
+        handle.remove()
+    assert lipschitz_bounds(net).certified > 0
+
+
+def sized(net, h, x):
+    return net.last(h * x.shape[0])
+
+
+@pytest.mark.parametrize("body", [lambda net, h, x: net.last(h - torch.roll(h, 1, 0)), sized])
+@pytest.mark.parametrize("bias", [1.0, 1e4, 1e6])
+def test_large_biases_hide_nothing(body, bias):
+    net = Own(body).eval()
+    with torch.no_grad():
+        net.last.bias.fill_(bias)
+    with pytest.raises(InputRefused, match="PA130"):
+        lipschitz_bounds(net, input_shape=(6,))
+    plain = Own(lambda net, h, x: net.last(h)).eval()
+    with torch.no_grad():
+        plain.last.bias.fill_(bias)
+    assert lipschitz_bounds(plain, input_shape=(6,)).certified > 0
+
+
+@pytest.mark.parametrize("layer", [nn.PReLU(4), nn.BatchNorm1d(4)])
+def test_rows_of_channels_are_no_vectors(layer):
+    """On (channels, length) a layer of one number per channel does not act as it does on vectors."""
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), layer, nn.Linear(4, 4, bias=False)).double().eval()
+    with torch.no_grad():
+        for line in (net[0], net[2]):
+            line.weight.zero_()[2, 2] = 1.0
+        net[1].weight.copy_(torch.tensor([100.0, 1.0, 1.0, 1.0]))
+    x = -torch.rand(2, 4, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda row: net(row[None])[0].flatten(), x[0]).reshape(16, 16)
+    steepest = float(jacobian.abs().sum(1).max())
+    assert steepest > 99
+    for found in (lipschitz_bounds(net, input_shape=(4, 4)), lipschitz_bounds(net, x=x)):
+        assert steepest * (1 - 1e-12) <= found.certified <= 1.01 * steepest and found.lower <= found.certified
+    (ball, _) = local_lipschitz(net, x, 0.1)
+    assert steepest * (1 - 1e-12) <= ball.upper and ball.lower <= ball.upper
+    # As vectors the third channel alone passes.
+    assert lipschitz_bounds(net).certified == lipschitz_bounds(net, input_shape=(4,)).certified < 1.1
+    with pytest.raises(InputRefused, match="PA130"):
+        lipschitz_bounds(net, input_shape=(7,))
+
+
+def test_local_bounds_take_rows_of_more_axes():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double().eval()
+    x = torch.rand(2, 3, 4, dtype=torch.float64)
+    together, alone = local_lipschitz(net, x, 0.05), local_lipschitz(net, x.reshape(6, 4), 0.05)
+    for place, found in enumerate(together):
+        # Its three vectors do not act on each other.
+        assert found.upper == pytest.approx(max(each.upper for each in alone[3 * place : 3 * place + 3]), rel=0.5)
+        assert found.lower <= found.upper
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda net, h, x: net.last(h)[:, 4:],
+        lambda net, h, x: net.last(h).mean(5),
+        lambda net, h, x: net.last(h * torch.ones(4)),
+        lambda net, h, x: net.last(h + torch.ones(4)),
+        lambda net, h, x: functional.linear(h, torch.ones(6)),
+        lambda net, h, x: torch.cat([h, h], 9),
+        lambda net, h, x: functional.hardtanh(h, 1.0, -1.0),
+        lambda net, h, x: functional.gelu(h, approximate="x"),
+        lambda net, h, x: functional.pad(h, (-3, -3)),
+        lambda net, h, x: functional.adaptive_avg_pool1d(h.unsqueeze(1), 0),
+        lambda net, h, x: functional.max_pool1d(h.unsqueeze(1), 9),
+    ],
+)
+def test_forwards_that_fail_or_leave_nothing_are_one_line(body):
+    with pytest.raises(InputRefused, match="PA130 .*"):
+        lipschitz_bounds(Own(body).eval(), input_shape=(6,))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.lipschitz.linear_maps import Shape
@@ -77,6 +77,17 @@ def shape_of(input_shape: Any) -> Shape:
             "(1, 28, 28).",
         )
     return shape
+
+
+def row_shape(model: nn.Module) -> Shape | None:
+    """Input shape that the first layer determines: that of a Linear; None for others."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            return (layer.in_features,)
+        if list(layer.children()) or isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout):
+            continue
+        return None
+    return None
 
 
 def rows_of(x: Any) -> Tensor:

@@ -12,13 +12,13 @@ from torch import nn
 
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz.all_bounds import dense_bounds, graph_bounds
-from poisonaudit.lipschitz.arguments import check_seed, number_of, rows_of, shape_of
+from poisonaudit.lipschitz.arguments import check_seed, number_of, row_shape, rows_of, shape_of
 from poisonaudit.lipschitz.dense_graph import graph_of, network_of
 from poisonaudit.lipschitz.graph import Graph
 from poisonaudit.lipschitz.lower import attained_norm
 from poisonaudit.lipschitz.network import DenseNetwork, read_network
 from poisonaudit.lipschitz.points import points_of
-from poisonaudit.lipschitz.reading import read_dense, read_graph, row_shape
+from poisonaudit.lipschitz.reading import read_dense, read_graph
 from poisonaudit.registry import unknown_name
 
 NORMS = ("linf", "l1", "l2")
@@ -176,21 +176,17 @@ def _read(
     if not isinstance(model_or_matrices, nn.Module):
         network = read_network(model_or_matrices)
         return network, graph_of(network)
-    try:
-        return read_dense(model_or_matrices)
-    except InputRefused:
-        shape = input_shape if input_shape is not None else _shape(model_or_matrices, x)
-        graph = read_graph(model_or_matrices, tuple(shape), explicit_pooling=explicit)
-        return network_of(graph), graph
-
-
-def _shape(model: nn.Module, x: Any) -> Sequence[int]:
-    if x is not None:
-        return tuple(rows_of(x).shape[1:])
-    shape = row_shape(model)
+    shape = None if input_shape is None else tuple(input_shape)
     if shape is None:
-        raise UsageError(
-            "PA304",
-            "the shape of an input is not known: the first layer takes any size. Pass x, or input_shape=(1, 28, 28).",
-        )
-    return shape
+        shape = tuple(rows_of(x).shape[1:]) if x is not None else row_shape(model_or_matrices)
+    try:
+        return read_dense(model_or_matrices, shape)
+    except InputRefused:
+        if shape is None:
+            raise UsageError(
+                "PA304",
+                "the shape of an input is not known: the first layer takes any size. Pass x, or "
+                "input_shape=(1, 28, 28).",
+            ) from None
+        graph = read_graph(model_or_matrices, shape, explicit_pooling=explicit)
+        return network_of(graph), graph

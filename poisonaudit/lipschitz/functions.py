@@ -81,6 +81,8 @@ def _weighted(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) ->
     kind, names = _WEIGHTED[name]
     given = dict(zip(("weight", "bias", *names), arguments, strict=False)) | options
     weight, bias = _constant(given.pop("weight", None)), given.pop("bias", None)
+    if weight.dim() != {"linear": 2, "conv1d": 3, "conv2d": 4}[name]:
+        raise Unknown(f"has a weight of shape {tuple(weight.shape)}")
     columns = weight.shape[1] * given.get("groups", 1)
     sizes = [tuple(weight.shape[2:])] if names else []
     # Without values: those of its own would be drawn from the user's random generator.

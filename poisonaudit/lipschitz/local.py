@@ -135,7 +135,7 @@ def local_lipschitz(
     graph, rows = _prepared(model, x, radius)
     limits = box_of(box, rows)
     try:
-        dense = read_dense(model)[0] if isinstance(model, nn.Module) else read_network(model)
+        dense = read_dense(model, graph.nodes[0].shape)[0] if isinstance(model, nn.Module) else read_network(model)
     except InputRefused:
         # Not one of Linear layers alone: K_5 of the graph has to do.
         dense = None

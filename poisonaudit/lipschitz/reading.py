@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from poisonaudit.errors import InputRefused
+from poisonaudit.layers import leaves
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.explicit_pooling import pooling_levels
@@ -20,7 +21,14 @@ from poisonaudit.lipschitz.layer_maps import Affine, affine_of, elementwise, fun
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Shape, composed
 from poisonaudit.lipschitz.network import DenseNetwork, read_network
 from poisonaudit.lipschitz.rearrangement import Rearrangement
-from poisonaudit.lipschitz.refusals import REFUSED, refuse_another_function, refuse_hooks, refuse_weights, refused
+from poisonaudit.lipschitz.refusals import (
+    REFUSED,
+    refuse_another_function,
+    refuse_hooks,
+    refuse_weights,
+    refuse_what_fails,
+    refused,
+)
 from poisonaudit.lipschitz.unit import gamma
 from poisonaudit.tracing import LayerTracer, needed_operations, operation_name, overwritten
 
@@ -68,24 +76,36 @@ def read_graph(model: nn.Module, shape: Shape, *, explicit_pooling: bool = False
     if (fact := overwritten(traced, wrapped)) is not None:
         raise refused(fact)
     with torch.no_grad():
-        graph = _Reader(wrapped, shape, explicit_pooling).run(traced)
-        refuse_another_function(model, graph)
+        try:
+            graph = _Reader(wrapped, shape, explicit_pooling).run(traced)
+            refuse_another_function(model, graph)
+        except InputRefused:
+            raise
+        except Exception:  # what cannot be read in one of countless ways mostly cannot be run either
+            refuse_what_fails(model, shape)
+            raise
     return graph
 
 
-def read_dense(model: nn.Module) -> tuple[DenseNetwork, Graph]:
+def read_dense(model: nn.Module, shape: Shape | None) -> tuple[DenseNetwork, Graph]:
     """A net of Linear layers as matrices and as a graph, compared with the net itself.
 
     Args:
         model: nested nn.Sequential, or nn.Linear.
+        shape: of one input row; None for a vector as long as the first layer takes.
 
     Returns:
         Both forms.
 
     Raises:
-        InputRefused: PA130, it is no such net, or does not compute what its layers say.
+        InputRefused: PA130, it is no such net, takes no such rows as vectors, or does not compute what its layers say.
     """
     network = read_network(model)
+    # A Linear layer takes rows of more axes one by one, and other layers then take the first axis for channels.
+    first = next((leaf for leaf in leaves(model) if leaf.kind not in (nn.Identity, nn.Dropout)), None)
+    vectors = shape is None or len(shape) == 1 or (first is not None and first.flattens)
+    if not vectors or (shape is not None and math.prod(shape) != network.weights[0].shape[1]):
+        raise refused(f"rows of shape {shape} are not what its first layer takes as vectors")
     graph = graph_of(network)
     refuse_another_function(model, graph)
     return network, graph
@@ -121,6 +141,9 @@ class _Reader:
                 self.values[node] = self._layer(node)
             else:
                 self.values[node] = self._function(node)
+            found = self.values.get(node)
+            if isinstance(found, _Value) and not math.prod(found.bias.shape):
+                raise refused(f"nothing is left of a row behind {node.name}")
         raise refused("it has no output")
 
     def _start(self) -> _Value:
@@ -367,14 +390,3 @@ def _flat(values: Any) -> list[Any]:
     if isinstance(values, list | tuple):
         return [part for value in values for part in _flat(value)]
     return [values]
-
-
-def row_shape(model: nn.Module) -> Shape | None:
-    """Input shape that the first layer determines: that of a Linear; None for others."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Linear):
-            return (layer.in_features,)
-        if list(layer.children()) or isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout):
-            continue
-        return None
-    return None

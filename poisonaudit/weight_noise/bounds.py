@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from poisonaudit.layers import has_forward_hooks
 from poisonaudit.tracing import LayerTracer, needed_operations, overwritten
 from poisonaudit.weight_noise.network import Network
 from poisonaudit.weight_noise.rules import Error, Known, NoBound, Rule, rule_of
@@ -81,7 +82,7 @@ def read_bounds(network: Network) -> Bounds:
     model, prefix = network.model, ""
     if LayerTracer().is_leaf_module(model, ""):
         model, prefix = nn.Sequential(model), "0."
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    if any(map(has_forward_hooks, model.modules())):
         return Bounds((), "forward hooks may change what a layer computes")
     try:
         graph = LayerTracer().trace(model)
