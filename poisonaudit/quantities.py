@@ -156,6 +156,12 @@ def change_effect(key: str, value: float) -> float:
     return value if effect is None else effect
 
 
+def counted_from_control(key: str) -> bool:
+    """Whether success in it is judged against the control of the same seed, so that no control can have it."""
+    quantity = _paired_quantity(key)
+    return quantity is not None and quantity.control == "never"
+
+
 def _paired_quantity(key: str) -> Quantity | None:
     """The quantity whose primary number is itself the paired change of this name."""
     return next((each for each in QUANTITIES.values() if key == each.paired == each.key), None)

@@ -205,3 +205,10 @@ def test_a_trainer_without_seeds_is_refused(problem, poison):
 def test_a_tolerance_that_untrained_weights_meet_is_refused(problem, poison, tolerance):
     with pytest.raises(UsageError, match="PA371 tolerance is"):
         retrain(problem, poison, fresh=0, tolerance=tolerance)
+
+
+def test_no_base_rate_where_each_control_is_what_success_is_counted_from(problem):
+    toward = TargetWeights(problem.weights + 0.1, success_at=0.01)
+    judged = retrain(problem, craft(problem, toward, Budget(radius=0.2, rows=3), steps=1), fresh=2, loose=False)
+    summary = judged.summary()
+    assert summary["success"] is not None and summary["control_success"] is None

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from poisonaudit.quantities import unmoved
+from poisonaudit.quantities import counted_from_control, unmoved
 from poisonaudit.verify.statistics import mean_and_error, paired_test, success_rate
 
 if TYPE_CHECKING:
@@ -35,16 +35,19 @@ def summarise(
 
     Returns:
         Plain data: `fresh_runs`, `not_converged`, `control_not_converged`, `success`, `control_success` (exact
-        intervals; None where the objective defines no success; every run counts, converged or not), `paired`
+        intervals; None where the objective defines no success, and for controls that effects are counted from; every
+        run counts, converged or not), `paired`
         (see `paired_changes`), `cosine` (mean, standard_error, predicted, warm; None where the objective has none),
         `accuracy_change` (of the test accuracy, paired).
     """
+    # Success is counted from the control of the same seed then; that control's own would be another seed's effect.
+    own = any(counted_from_control(key) for key in quantities if key in warm.outcome)
     return {
         "fresh_runs": len(runs),
         "not_converged": sum(not run.converged for run in runs),
         "control_not_converged": sum(not run.converged for run in controls),
         "success": _rate(runs, level),
-        "control_success": _rate(controls, level),
+        "control_success": None if own else _rate(controls, level),
         "paired": {key: paired_changes(key, runs, warm, predicted) for key in quantities if key in warm.outcome},
         "cosine": _mean("cosine", runs, warm, predicted) if "cosine" in warm.outcome else None,
         "accuracy_change": _accuracy_change(runs, controls),
