@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.crafting_options import refuse_bad_options, refuse_beside_trainer
+from poisonaudit.attack.crafting_options import refuse_bad_options, refuse_beside_trainer, refuse_other_types
 from poisonaudit.attack.ensemble import (
     Aggregate,
     MemberGoal,
@@ -130,16 +130,17 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, or members or damping below 0, or
-            options that do not go with a trainer or with membership; PA301, no method, outer step or aggregate has
-            that name; PA341, fewer than one solution; PA385, no entry of a row can
-            move in this budget.
+        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, members or seed below 0, damping
+            outside [0, 1e6], or options that do not go with a trainer or with membership; PA301, no method, outer step
+            or aggregate has that name; PA341, fewer than one solution; PA360, a radius that cannot be squared; PA385,
+            no entry of a row can move in this budget.
         InputRefused: PA125, further weights of another length.
     """
     expect_attack("craft", problem, objective, budget)
     if trainer is None and damping is None:
         damping = _DAMPING
-    refuse_bad_options(steps, members, damping or 0.0, method, outer, aggregate)
+    refuse_bad_options(steps, members, damping, method, outer, aggregate, seed)
+    refuse_other_types(state, on_step, progress)
     if trainer is not None:
         refuse_beside_trainer(trainer, objective, solutions, members, method, outer)
     if isinstance(objective, Membership):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from poisonaudit.arguments import MOST_DAMPING
 from poisonaudit.config.fields import (
     RULES,
     Count,
@@ -134,7 +135,7 @@ class CraftConfig:
     members: Annotated[int, Field(ge=0, le=1000)] = 0
     aggregate: Literal["mean", "worst"] = "mean"
     max_products: Count | None = None
-    damping: NonNegative | None = None
+    damping: Annotated[float, Field(ge=0, le=MOST_DAMPING)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=RULES)
