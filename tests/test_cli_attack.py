@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,22 @@ def test_resuming_a_finished_run_changes_nothing(attacked: Path) -> None:
     call("attack", "--resume", "--out", attacked)
     assert timeless(result_of(attacked)) == before
     call("verify", attacked)
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "null", '{"predicted": 3}', '"craft"'])
+def test_a_poison_whose_facts_are_damaged_is_refused(attacked: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(attacked, run)
+    (run / "craft.json").write_text(damage)
+    result = call("attack", "--resume", "--out", run, code=5)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("PA505") and "craft.json" in last, result.stderr
+    # The same for what an interrupted crafting leaves behind.
+    (run / "craft.json").unlink()
+    (run / "crafting.json").write_text(damage)
+    shutil.copy(run / "poison.safetensors", run / "crafting.safetensors")
+    last = call("attack", "--resume", "--out", run, code=5).stderr.splitlines()[-1]
+    assert last.startswith("PA505") and "crafting.json" in last, last
 
 
 def test_a_reporter_is_enough_to_call_the_pipeline(tmp_path: Path) -> None:
