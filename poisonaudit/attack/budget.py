@@ -21,6 +21,8 @@ NORMS = ("linf", "l2", "l1", "l0")
 CHOICES = ("adjoint", "kappa", "class", "random")
 # Columns that a remark names before it only counts them.
 _MOST_NAMED = 8
+# The first rows mostly tell that something can move.
+_ROWS_AT_ONCE = 256
 # Entries of a bound that are listed; those of larger rows are told by their range.
 _MOST_LISTED = 1_000
 
@@ -162,20 +164,22 @@ class Budget:
         """What the reader of a result should know about this budget: columns that look free and cannot move.
 
         Args:
-            rows: rows (k, ...), of which the shape counts.
+            rows: all training rows (n, ...).
             names: of their columns, to be told instead of numbers.
 
         Returns:
             One sentence, or none.
 
         Raises:
-            UsageError: PA385, no entry of a row can move at all; and those of `around`.
+            UsageError: PA385, no entry of a row can move at all; PA363, a position is not among the rows; and those of
+                `around`.
         """
         if not self.moves(rows):
             raise UsageError(
                 "PA385",
-                f"no entry of a row can move: each is immutable, or its whole step (spacing, integer in a recipe) is "
-                f"longer than radius {self.radius:.4g} times its scale. Raise the radius or the scale.",
+                "no entry of a row can move: each is immutable, has no room in the box, or its whole step (spacing, "
+                f"integer in a recipe) is longer than that room or than radius {self.radius:.4g} times its scale. "
+                "Widen the box, or raise the radius or the scale.",
             )
         allowed, stuck = self.around(rows[:1]), self._stuck(rows)
         if not bool(stuck.any()):
@@ -194,9 +198,27 @@ class Budget:
         )
 
     def moves(self, rows: Tensor) -> bool:
-        """Whether some entry of a row can move at all: it is not immutable, and its step not longer than the radius."""
-        stuck = self._stuck(rows)
-        return not bool((stuck if self.immutable is None else stuck | mask_of(self.immutable, rows)).all())
+        """Whether some entry of a row that may be chosen can move at all.
+
+        It is not immutable, the box leaves it room, and its whole step is not longer than radius or room.
+
+        Args:
+            rows: all training rows (n, ...).
+
+        Returns:
+            Whether there is one.
+
+        Raises:
+            UsageError: PA363, a position is not among the rows; and those of `around`.
+        """
+        if not isinstance(self.choice, str):
+            self.count(len(rows))
+            rows = rows[torch.as_tensor(self.choice, device=rows.device)]
+        for part in rows.split(_ROWS_AT_ONCE):
+            low, high = self.around(part).limits()
+            if bool((high > low).any()):
+                return True
+        return False
 
     def _stuck(self, rows: Tensor) -> Tensor:
         """Entries that are not immutable and whose whole step is longer than the radius, shaped like one row."""

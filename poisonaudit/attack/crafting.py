@@ -21,7 +21,7 @@ from poisonaudit.attack.ensemble import (
     training_seeds,
 )
 from poisonaudit.attack.first_step import DAMPINGS, best_first_step
-from poisonaudit.attack.history import history_entry
+from poisonaudit.attack.history import history_entry, limit_notes
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
 from poisonaudit.attack.poison import Poison, embed
@@ -194,14 +194,14 @@ def craft(
         # second half of the steps has the whole budget.
         share = min(1.0, 2 * step / (steps + 1)) if task.method == "corner" and not task.is_distance else 1.0
         length = 0.5 * _first_length(steps) * (1 + math.cos(math.pi * (step - 1) / steps))
-        aim, used = propose(task, current, share, length)
+        aim, used, ended = propose(task, current, share, length)
         tried: list[Point] = []
         for halving in range(1 if walks else _HALVINGS + 1):
             delta = task.allowed.project(current.delta + 0.5**halving * (aim - current.delta))
             trial = advance(task, current, delta)
             used, gradients = used + trial.products, gradients + trial.gradients
             seconds = time.perf_counter() - started
-            history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds))
+            history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds, ended))
             products, used, started = products + used, 0, time.perf_counter()
             tried.append(trial.point)
             # Any gain at all is not enough: far beyond the linear model's reach small gains only zigzag.
@@ -356,7 +356,7 @@ def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...
 
 def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: int) -> tuple[str, ...]:
     """What the reader of the result should know."""
-    notes = []
+    notes, limited = [], limit_notes(history, task.max_products)
     if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
     if task.trainer is not None:
@@ -376,7 +376,9 @@ def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: 
             "back, never go further out"
         )
     if not bool(best.delta.any()):
-        notes.append("no perturbation in the budget improved the objective after retraining")
+        which = "that was tried" if limited else "in the budget"
+        notes.append(f"no perturbation {which} improved the objective after retraining")
+    notes += limited
     failed = sum(not line["converged"] for line in history)
     if failed:
         notes.append(f"{failed} of {len(history) - 1} warm retrainings while crafting did not reach the tolerance")
