@@ -148,6 +148,13 @@ def test_a_rehearsal_on_a_stored_victim_tells_of_that_victim(tmp_path: Path) -> 
     own = {"model": "linear", "data": "breast_cancer", "limit": 50, "decay": 0.01, "loss": "cross_entropy"}
     assert {key: config[key] for key in own} == own
     assert "limit: 50" in call(*words).stdout
+    given = ["--limit", "5", "--set", "decay=0", "--set", "training.tolerance=1e-6"]
+    told = call(*words, *given).stderr
+    assert f"{tmp_path / 'train'} is attacked as it was trained; not used: " in told
+    assert "model=mlp" in told and "decay=0.0, limit=5, training.tolerance=1e-06." in told
+    bare = {"name": "bare", "objective": {"kind": "flip"}, "budget": {"rows": 2, "radius": 0.1}}
+    (tmp_path / "bare.yaml").write_text(json.dumps({**bare, "victim": str(tmp_path / "train")}))
+    assert "not used" not in call("attack", tmp_path / "bare.yaml", "--dry-run").stderr
 
 
 def test_attack_on_a_stored_victim_is_joined_to_its_audit(tmp_path: Path) -> None:

@@ -138,17 +138,22 @@ class CraftConfig:
     damping: Annotated[float, Field(ge=0, le=MOST_DAMPING)] | None = None
 
 
+def _none_of(value: Any) -> Any:
+    """`false` is short for 0."""
+    return 0 if value is False else value
+
+
 @dataclass(frozen=True, kw_only=True, config=RULES)
 class RetrainConfig:
     """How the prediction is checked: one warm retraining, and others from new seeds, each with a control.
 
     `fresh` seeds are trained tightly, and by `trainer` (file.py:train) where one is named; `loose` seeds (default: as
-    many) loosely, by `loose_epochs` of Adam.
+    many; 0 or `false` for none) loosely, by `loose_epochs` of Adam.
     """
 
     fresh: Annotated[int, Field(ge=0, le=1000)] = 5
     tolerance: Positive = 1e-10
-    loose: Annotated[int, Field(ge=0, le=1000)] | None = None
+    loose: Annotated[Annotated[int, Field(ge=0, le=1000)] | None, BeforeValidator(_none_of)] = None
     loose_epochs: Count = 40
     trainer: Text | None = None
 
