@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, weight_gradient, worth_telling
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.baselines.signed_steps import descend
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
@@ -63,6 +64,7 @@ def influence(
         UsageError: PA304, damping outside [0, 1e6]; PA361, PA363 or PA367 for rows and steps.
         NumericalFailure: PA431, the solve gave no finite answer.
     """
+    refuse_bad_options("influence", damping=damping, test=test)
     start = begin("influence", problem, objective, budget, rows, steps)
     if progress is not None:
         progress("influence: adjoint solve", 0.0)
