@@ -40,7 +40,7 @@ from poisonaudit.attack.steps import (
     slope_in_inputs,
     start_of,
 )
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import UsageError, counted
 from poisonaudit.owner_training import Trainer, gradients_of, trained_weights
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
@@ -361,9 +361,9 @@ def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: 
         notes.append("the clean model already meets the objective")
     if task.trainer is not None:
         notes.append(
-            f"crafted through the owner's training, from {len(task.seeds)} seeds, with H damped by {task.damping:g} of "
-            "its largest eigenvalue: where training ends need not be a minimum, so each step is a direction only; the "
-            "predicted outcome is that of the model's own weights"
+            f"crafted through the owner's training, from {counted(len(task.seeds), 'seed')}, with H damped by "
+            f"{task.damping:g} of its largest eigenvalue: where training ends need not be a minimum, so each step is a "
+            "direction only; the predicted outcome is that of the model's own weights"
         )
     if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
         notes.append(
