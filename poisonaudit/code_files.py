@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, PoisonAuditError, StorageError
 from poisonaudit.spec import Spec
 from poisonaudit.store import sha256_bytes
 
@@ -52,10 +53,14 @@ class CodeFunction:
 
         Raises:
             InputRefused: PA131, it failed.
+            StorageError: PA503, the disk is full.
+            MemoryError: as it came, or PyTorch's own error: no fault of the file.
         """
         try:
             return self.function(*arguments, **named)
         except (Exception, SystemExit) as error:
+            if _out_of_memory(error):
+                raise
             raise _failed(self.path, self.name, error) from error
 
 
@@ -79,6 +84,7 @@ def load_function(spec: Spec, *, trust_code: bool, kind: str, option: str, retur
 
     Raises:
         InputRefused: PA130 no consent, PA101 no such file, PA131 the code failed or has no such function.
+        StorageError: PA503, the disk is full.
     """
     path = Path(spec.name).expanduser()
     if not trust_code:
@@ -100,6 +106,8 @@ def load_function(spec: Spec, *, trust_code: bool, kind: str, option: str, retur
         digest = sha256_bytes(source)
         function = getattr(_run(path, source, digest), spec.argument)
     except (Exception, SystemExit) as error:
+        if _out_of_memory(error):
+            raise
         raise _failed(path, spec.argument, error) from error
     if not callable(function):
         raise InputRefused(
@@ -123,11 +131,18 @@ def _run(path: Path, source: bytes, digest: str) -> ModuleType:
     return module
 
 
-def _failed(path: Path, name: str, error: BaseException) -> InputRefused:
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _failed(path: Path, name: str, error: BaseException) -> PoisonAuditError:
     line = _line(path, error)
     where = "" if line is None else f" at line {line}"
     reason = " ".join(str(error).split())[:300]
-    return InputRefused("PA131", f"{path.name}:{name} failed{where}: {type(error).__name__}: {reason}. Mend the file.")
+    told = f"{path.name}:{name} failed{where}: {type(error).__name__}: {reason}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError("PA503", f"{told} Free some space.")
+    return InputRefused("PA131", f"{told} Mend the file.")
 
 
 def _line(path: Path, error: BaseException) -> int | None:

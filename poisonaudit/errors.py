@@ -72,6 +72,11 @@ def expect_kind(name: str, value: object, kind: type) -> None:
         )
 
 
+def counted(number: int, what: str) -> str:
+    """`1 row`, `2 rows`: a count as messages tell it."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def wrong_type(function: str, argument: str, got: object, needed: str) -> UsageError:
     """The refusal of an argument of the wrong type, code PA314.
 

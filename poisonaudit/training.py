@@ -275,9 +275,12 @@ def _lbfgs(
         # The scale lambda_max |w| costs 30 products: asked for again only where the last one says "near".
         if scale == 0.0 or length <= enough * scale:
             figure = relative_gradient(at)
-            scale = length / figure if figure > 0 else float("inf")
+            # The two gradients are summed in another order: one may be exactly 0 where the other is not.
+            scale = length / figure if min(length, figure) > 0 else float("inf")
         if progress is not None:
-            progress(f"L-BFGS: {steps} iterations, relative gradient {length / scale:.1e}", steps / max_steps)
+            # At zero weights the scale is 0.
+            relative = length / scale if scale > 0 else float("inf")
+            progress(f"L-BFGS: {steps} iterations, relative gradient {relative:.1e}", steps / max_steps)
         if length <= enough * scale or value <= _LOST_TO_INFINITY:
             break
         trail.append((value, length))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from poisonaudit import (
     row_moduli,
     theorem2_moduli,
 )
-from poisonaudit.attack import Budget, FlipPrediction, FlipPredictions, TargetWeights, ValidationLoss
+from poisonaudit.arguments import MOST_DAMPING
+from poisonaudit.attack import Budget, FlipPrediction, FlipPredictions, TargetRegion, TargetWeights, ValidationLoss
 from poisonaudit.attack.baselines import run_baseline
+from poisonaudit.attack.objectives.target_region import Ball, Box, HalfSpace
 from poisonaudit.data import load_data
 from poisonaudit.errors import PoisonAuditError
 from poisonaudit.verify import verified_cost
@@ -73,10 +76,38 @@ def test_crafting_names_the_argument_that_is_wrong(small: Problem) -> None:
     anything: Any = craft
     refused(lambda: anything(small, "flip", budget), "PA314", "a str ('flip') for objective", "FlipPrediction")
     refused(lambda: anything(small, goal, "x"), "PA314", "for budget", "Budget(radius=")
+    for given in ({"on_step": 3}, {"state": 3}, {"progress": 3}):
+        refused(lambda given=given: anything(small, goal, budget, **given), "PA314", f"for {next(iter(given))}.")
+    for given in ({"damping": 1e200}, {"damping": 1.1e6}, {"damping": -1.0}, {"seed": -1}, {"seed": 0.5}):
+        name, value = next(iter(given.items()))
+        refused(lambda given=given: anything(small, goal, budget, **given), "PA367", f"{name} is {value!r}")
+    refused(lambda: coderivative(small, small.weights, damping=1e200), "PA304", "damping", "[0, 1e+06]")
     for given in ({"steps": "3"}, {"steps": 2.5}, {"steps": True}, {"members": "a"}, {"damping": "a"}):
         refused(lambda given=given: anything(small, goal, budget, **given), "PA367", repr(next(iter(given.values()))))
     refused(lambda: run_baseline("influence", small, "flip", budget, [0]), "PA314", "run_baseline", "for objective")
     refused(lambda: verified_cost(small, goal, None), "PA314", "verified_cost", "for budget")  # type: ignore[arg-type]
+
+
+def test_the_most_damping_still_crafts(small: Problem) -> None:
+    goal, budget = FlipPrediction(small.x[0], 1), Budget(radius=0.1, rows=1)
+    poison = craft(small, goal, budget, steps=1, damping=MOST_DAMPING)
+    assert bool(poison.delta.isfinite().all()) and poison.delta.any()
+
+
+def test_regions_take_arrays_and_numbers(small: Problem) -> None:
+    anything: Any = TargetRegion
+    refused(lambda: anything(3), "PA314", "TargetRegion got a int (3) for region", "a Ball")
+    normal = torch.ones_like(small.weights)
+    reach = float(small.weights.sum()) + 1.0
+    values = [
+        TargetRegion(HalfSpace(given, reach)).bind(small).value(small.weights)  # type: ignore[arg-type]
+        for given in (normal, normal.numpy(), normal.tolist())
+    ]
+    assert values[0] == values[1] == values[2] > 0.0
+    half, ball, box = cast(Any, HalfSpace), cast(Any, Ball), cast(Any, Box)
+    for call, what in ((lambda: half(normal, "a"), "offset"), (lambda: ball(normal, torch.inf), "radius")):
+        refused(call, "PA376", f"the region's {what}")
+    refused(lambda: box("a", normal), "PA127", "the lower limit")
 
 
 def test_retraining_names_the_argument_that_is_wrong(small: Problem) -> None:
@@ -101,11 +132,25 @@ def test_retraining_names_the_argument_that_is_wrong(small: Problem) -> None:
         ({"share": True, "rows": None}, "PA361"),
         ({"box": ("a", 1.0)}, "PA362"),
         ({"choice": ["first"], "rows": None}, "PA363"),
-        ({"radius": "12/255"}, "PA360"),
+        ({"radius": "12/255"}, "PA360 radius is '12/255'"),
+        ({"radius": True}, "PA360 radius is True"),
+        ({"radius": 10**400}, "PA360"),
+        ({"radius": np.array([0.1])}, "PA360 radius is array([0.1])"),
+        ({"rows": "2"}, "PA361 rows is '2'"),
     ],
 )
 def test_budgets_take_numbers(given: dict[str, Any], code: str) -> None:
     refused(lambda: Budget(**{"radius": 0.1, "rows": 1, **given}), code)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.array, torch.tensor])
+def test_budgets_take_numbers_of_any_library(number: Callable[[Any], Any]) -> None:
+    budget = Budget(radius=number(0.25), share=number(0.5))
+    assert type(budget.radius) is type(budget.share) is float
+    assert budget.radius == 0.25 and budget.count(10) == 5
+    counted = Budget(radius=1, rows=torch.tensor(3), norm="l0", entries=np.int64(2))  # type: ignore[arg-type]
+    body = json.loads(json.dumps(counted.describe()))
+    assert body["rows"] == 3 and body["entries"] == 2 and body["radius"] == 1.0
 
 
 def test_objectives_take_arrays_and_give_the_same_goal(small: Problem) -> None:

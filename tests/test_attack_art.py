@@ -70,6 +70,16 @@ def target(digits, trained) -> tuple[np.ndarray, int]:
     return digits[2][row], int(top.indices[row, 1])
 
 
+@pytest.fixture(scope="module")
+def sure(digits, trained) -> tuple[np.ndarray, int]:
+    """The test row of largest margin, which any model gets right, and the class that comes last on it."""
+    with torch.no_grad():
+        logits = trained(torch.tensor(digits[2]))
+    top = logits.topk(2, 1).values
+    row = int((top[:, 0] - top[:, 1]).argmax())
+    return digits[2][row], int(logits[row].argmin())
+
+
 # What ART's own tests ask of an attack.
 
 
@@ -121,6 +131,7 @@ def test_other_estimators_are_refused_by_type():
         ({"row_choice": [0.5]}, "PA363"),
         ({"row_choice": []}, "PA363"),
         ({"seed": None}, "PA349"),
+        ({"seed": -1}, "PA349"),
         ({"fit_first": 1}, "PA349"),
         ({"verbose": "yes"}, "PA349"),
         ({"x_target": None}, "PA349"),
@@ -144,6 +155,19 @@ def test_parameters_that_make_no_sense_are_value_errors_on_one_line(classifier, 
     attack = SolutionSetPoisoningAttack(classifier, **good)
     with pytest.raises(ValueError, match=rf"^{code} "):
         attack.set_params(**changes)
+
+
+@pytest.mark.parametrize("fit_first", [True, False])
+def test_a_row_that_is_predicted_as_wanted_already_is_refused(classifier, digits, target, fit_first):
+    rows = digits[2][:4]
+    predicted = classifier.predict(rows).argmax(1)
+    several = (predicted + 1) % CLASSES
+    several[2] = predicted[2]
+    for x, y, said in ((rows[1], predicted[1], "row 0"), (rows, several, f"class {predicted[2]} for row 2")):
+        attack = SolutionSetPoisoningAttack(classifier, x, y, fit_first=fit_first, **QUICK)
+        with pytest.raises(ValueError, match=f"^PA354 the clean model already predicts .*{said}"):
+            attack.poison(digits[0], digits[1])
+    SolutionSetPoisoningAttack(classifier, *target, fit_first=fit_first, **QUICK).poison(digits[0], digits[1])
 
 
 def defended():
@@ -196,7 +220,7 @@ class Frozen:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_inputs_and_classifier_stay_as_they_are(digits, target, training):
+def test_inputs_and_classifier_stay_as_they_are(digits, sure, training):
     torch.manual_seed(3)
     layers = [nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.2), nn.Linear(6, CLASSES)]
     optimiser_decay = {"lr": 0.05, "weight_decay": DECAY}
@@ -205,13 +229,13 @@ def test_inputs_and_classifier_stay_as_they_are(digits, target, training):
     classifier.fit(digits[0], digits[1], nb_epochs=3)
     model.train(training)
     model[1].eval()
-    x, y, row = digits[0].copy(), digits[1].copy(), target[0].copy()
+    x, y, row = digits[0].copy(), digits[1].copy(), sure[0].copy()
     before = Frozen(classifier)
     assert before.grads[0] is not None
-    attack = SolutionSetPoisoningAttack(classifier, row, target[1], decay=DECAY, steps=1, verbose=False)
+    attack = SolutionSetPoisoningAttack(classifier, row, sure[1], decay=DECAY, steps=1, verbose=False)
     x_poison, y_poison = attack.poison(x, y)
     before.assert_same()
-    assert np.array_equal(x, digits[0]) and np.array_equal(y, digits[1]) and np.array_equal(row, target[0])
+    assert np.array_equal(x, digits[0]) and np.array_equal(y, digits[1]) and np.array_equal(row, sure[0])
     assert x_poison is not x and y_poison is not y and not np.shares_memory(y_poison, y)
 
 

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 from art.defences.detector.poison import ActivationDefence, SpectralSignatureDefense
-from test_attack_art import CLASSES, DECAY, QUICK, Frozen, classifier, classifier_of, digits, target, trained, y_of
+from test_attack_art import (
+    CLASSES,
+    DECAY,
+    QUICK,
+    Frozen,
+    classifier,
+    classifier_of,
+    digits,
+    sure,
+    target,
+    trained,
+    y_of,
+)
 from torch import nn
 
 from poisonaudit import Problem, craft, fit, retrain
@@ -18,7 +30,7 @@ from poisonaudit.attack.art import SolutionSetPoisoningAttack
 from poisonaudit.attack.art_problem import problem_from_classifier
 
 # The shared fixtures, which tests name as arguments.
-__all__ = ["classifier", "digits", "target", "trained"]
+__all__ = ["classifier", "digits", "sure", "target", "trained"]
 
 
 def native_problem(model: nn.Module, digits) -> Problem:
@@ -124,7 +136,8 @@ def test_the_standardisation_goes_inside_the_model(shape, mean, deviation):
     flat = torch.cat([value.detach().flatten() for value in model.parameters()])
     assert at.dtype == torch.float64 and torch.equal(at.weights.float(), flat)
     options = {"eps": 0.05, "decay": 0.1, "steps": 1, "verbose": False}
-    attack = SolutionSetPoisoningAttack(classifier, x[0], (int(y[0]) + 1) % CLASSES, **options)
+    last = int(fit(at).problem.outputs()[0].argmin())
+    attack = SolutionSetPoisoningAttack(classifier, x[0], last, **options)
     x_poison, _ = attack.poison(x, y)
     assert 0 < np.abs(x_poison - x).max() <= 0.05 and attack.predicted_["valid"]
 
@@ -231,12 +244,12 @@ def test_art_and_native_retraining_reach_what_was_predicted(trained, digits, tar
     assert judged.fresh[0].outcome["margin"] == pytest.approx(attack.predicted_["margin"], rel=1e-4)
 
 
-def test_detectors_of_art_take_the_result_and_their_hooks_do_no_harm(digits, target):
+def test_detectors_of_art_take_the_result_and_their_hooks_do_no_harm(digits, sure):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, CLASSES))
     classifier = classifier_of(model, optimizer=torch.optim.Adam(model.parameters(), lr=0.02))
     classifier.fit(*digits[:2], nb_epochs=10)
-    plain = SolutionSetPoisoningAttack(classifier, *target, eps=0.3, percent_poison=0.2, **QUICK)
+    plain = SolutionSetPoisoningAttack(classifier, *sure, eps=0.3, percent_poison=0.2, **QUICK)
     x_poison, y_poison = plain.poison(*digits[:2])
     # `get_activations` leaves a hook on the model with every call.
     watched = classifier_of(copy.deepcopy(model))
@@ -257,7 +270,7 @@ def test_detectors_of_art_take_the_result_and_their_hooks_do_no_harm(digits, tar
     # A classifier that still carries those hooks is attacked all the same, and they see nothing of it.
     before, seen = Frozen(watched), dict(watched._features)
     assert sum(before.hooks) > 0
-    again = SolutionSetPoisoningAttack(watched, *target, eps=0.3, percent_poison=0.2, **QUICK)
+    again = SolutionSetPoisoningAttack(watched, *sure, eps=0.3, percent_poison=0.2, **QUICK)
     assert np.array_equal(again.poison(*digits[:2])[0], x_poison)
     before.assert_same()
     assert all(watched._features[name] is value for name, value in seen.items())

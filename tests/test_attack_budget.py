@@ -130,6 +130,28 @@ def test_huge_and_tiny_directions_stay_inside():
         assert best[1].tolist() == pytest.approx([0.0, 0.0, 0.3])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_radius_whose_square_is_no_number_is_refused(dtype, norm):
+    x = torch.full((2, 3), 0.5, dtype=dtype)
+    direction = torch.tensor([[1.0, -2.0, 3.0], [0.0, 0.0, 1.0]], dtype=dtype)
+    kind = torch.finfo(dtype)
+    for reach in (kind.max**0.6, kind.tiny**0.6):
+        units = torch.tensor([1.0, 1.0, reach], dtype=torch.float64)
+        for sizes in ({"radius": reach}, {"radius": 1.0, "scale": units}):
+            budget = Budget(rows=2, norm=norm, **sizes)
+            with pytest.raises(UsageError, match="PA360 radius is .*square"):
+                budget.around(x)
+            with pytest.raises(UsageError, match="PA360"):
+                budget.remarks(x)
+    # Right at the limits projections still give points of the set.
+    for radius in (2e3 * kind.tiny**0.5, 5e-4 * kind.max**0.5):
+        allowed = Budget(radius=radius, rows=2, norm=norm).around(x)
+        for found in (allowed.best_linear(direction), allowed.project(4 * radius * direction)):
+            assert found.isfinite().all() and found.any()
+            assert allowed.used(found) == pytest.approx(1.0, rel=1e-5)
+
+
 def test_counts_and_description():
     assert Budget(radius=1.0, share=0.05).count(300) == 15
     assert Budget(radius=1.0, share=0.001).count(300) == 1

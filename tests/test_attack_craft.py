@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from poisonaudit.attack import Budget, FlipPrediction, TargetWeights, craft, outcome, weights_from_label_flips
+from poisonaudit.attack import (
+    Budget,
+    FlipPrediction,
+    Membership,
+    TargetWeights,
+    craft,
+    outcome,
+    weights_from_label_flips,
+)
 from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.results import finite
@@ -23,6 +31,7 @@ HISTORY_KEYS = {
     "kept",
     "products",
     "seconds",
+    "ended",
 }
 
 
@@ -198,11 +207,30 @@ def test_a_poison_that_cannot_help_is_empty_and_says_so(logistic, target):
     # the box holds the rows where they are: nothing is admissible but zero
     position = 4
     row = logistic.x[position]
-    poison = craft(logistic, target, Budget(radius=0.1, choice=[position], box=(row, row)), steps=2)
+    helps = craft(logistic, target, Budget(radius=1e-3, choice=[position]), steps=1).delta[0]
+    assert bool((helps != 0).all())
+    # The box has room on the other side only.
+    other = row - 1e-3 * helps.sign()
+    box = torch.minimum(row, other), torch.maximum(row, other)
+    poison = craft(logistic, target, Budget(radius=0.1, choice=[position], box=box), steps=2)
     assert not poison.delta.any()
     assert any("no perturbation" in note for note in poison.notes)
     assert poison.predicted["movement"] == pytest.approx(0.0, abs=1e-9) and poison.predicted["phi"] is None
     assert torch.equal(poison.weights, logistic.weights)
+
+
+@pytest.mark.parametrize("kind", [TargetWeights, Membership])
+def test_a_limit_of_products_that_stops_the_solver_is_told(logistic, target, kind):
+    budget = Budget(radius=0.1, rows=3, choice="random")
+    goal = kind(target.weights)
+    poison = craft(logistic, goal, budget, steps=2, max_products=1)
+    (said,) = [note for note in poison.notes if "max_products" in note]
+    assert said.startswith("max_products=1 stopped the inner problem in ")
+    assert not any("no perturbation in the budget" in note for note in poison.notes)
+    assert {line["ended"] for line in poison.history[1:]} == {"product limit"}
+    free = craft(logistic, goal, budget, steps=2)
+    assert not any("max_products" in note for note in free.notes) and free.delta.any()
+    assert {line["ended"] for line in free.history[1:]} <= {"gap reached", "no more progress", "iteration limit"}
 
 
 def test_misuse_is_refused(logistic, target, tanh_net):

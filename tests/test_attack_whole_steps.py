@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,25 @@ def test_budgets_in_which_nothing_moves_are_refused(line: Problem, kept: dict[st
         stealth_damage(line, TargetWeights(target), [Budget(radius=3.0, rows=1), budget], detectors=[])
 
 
+@pytest.mark.parametrize(
+    ("given", "width"),
+    [
+        ({"choice": [1], "radius": 0.5}, 0.0),
+        ({"choice": [1], "radius": 0.5, "norm": "l2"}, 0.0),
+        ({"choice": [1], "radius": 0.5, "norm": "l0", "entries": 1}, 0.0),
+        ({"choice": [1], "radius": 9.0, "spacing": {0: 0.75}, "immutable": [1, 2]}, 0.5),
+    ],
+)
+def test_a_box_without_room_is_refused(line: Problem, given: dict[str, Any], width: float) -> None:
+    stuck = Budget(box=(line.x[1] - width, line.x[1] + width), **given)
+    assert not stuck.moves(line.x)
+    with pytest.raises(UsageError, match="PA385 .*box"):
+        craft(line, TargetWeights(line.weights + 0.1), stuck)
+    # Other rows lie outside that box, and may come back to it; a little more room is enough for this one.
+    assert Budget(**{**given, "choice": [0], "radius": 9.0}, box=stuck.box).moves(line.x)
+    assert Budget(**given, box=(line.x[1], line.x[1] + 0.8)).moves(line.x)
+
+
 def test_poisons_of_every_kind_carry_the_remark(line: Problem) -> None:
     budget = Budget(radius=0.5, rows=2, spacing={1: 0.75})
     target = line.weights + 0.1
@@ -102,7 +122,7 @@ def test_a_search_counts_radii_without_any_step_as_failures_and_trains_nothing()
     found = verified_cost(one, objective, budget, high=0.7, fresh=1, steps=2, precision=0.2)
     assert found.value is not None and 0.4 <= found.value <= 0.5 and 0.3 <= found.lower < 0.4
     assert all(trial.amount >= 0.4 and trial.succeeded for trial in found.trials)
-    assert "no entry of a row can move by a whole step" in found.reason and found.monotone
+    assert "no entry of a row can move (whole steps, box)" in found.reason and found.monotone
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +148,13 @@ def test_a_rehearsal_on_a_stored_victim_tells_of_that_victim(tmp_path: Path) -> 
     own = {"model": "linear", "data": "breast_cancer", "limit": 50, "decay": 0.01, "loss": "cross_entropy"}
     assert {key: config[key] for key in own} == own
     assert "limit: 50" in call(*words).stdout
+    given = ["--limit", "5", "--set", "decay=0", "--set", "training.tolerance=1e-6"]
+    told = call(*words, *given).stderr
+    assert f"{tmp_path / 'train'} is attacked as it was trained; not used: " in told
+    assert "model=mlp" in told and "decay=0.0, limit=5, training.tolerance=1e-06." in told
+    bare = {"name": "bare", "objective": {"kind": "flip"}, "budget": {"rows": 2, "radius": 0.1}}
+    (tmp_path / "bare.yaml").write_text(json.dumps({**bare, "victim": str(tmp_path / "train")}))
+    assert "not used" not in call("attack", tmp_path / "bare.yaml", "--dry-run").stderr
 
 
 def test_attack_on_a_stored_victim_is_joined_to_its_audit(tmp_path: Path) -> None:
@@ -264,6 +272,22 @@ def test_resuming_a_finished_run_changes_nothing(attacked: Path) -> None:
     call("attack", "--resume", "--out", attacked)
     assert timeless(result_of(attacked)) == before
     call("verify", attacked)
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", "null", '{"predicted": 3}', '"craft"'])
+def test_a_poison_whose_facts_are_damaged_is_refused(attacked: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(attacked, run)
+    (run / "craft.json").write_text(damage)
+    result = call("attack", "--resume", "--out", run, code=5)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("PA505") and "craft.json" in last, result.stderr
+    # The same for what an interrupted crafting leaves behind.
+    (run / "craft.json").unlink()
+    (run / "crafting.json").write_text(damage)
+    shutil.copy(run / "poison.safetensors", run / "crafting.safetensors")
+    last = call("attack", "--resume", "--out", run, code=5).stderr.splitlines()[-1]
+    assert last.startswith("PA505") and "crafting.json" in last, last
 
 
 def test_a_reporter_is_enough_to_call_the_pipeline(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from poisonaudit import retrain
-from poisonaudit.attack.baselines import BASELINES
+from poisonaudit.attack.baselines import BASELINES, options_of, refuse_bad_options
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.main import cli
 from poisonaudit.cli.pipeline import baselines as baselines_module
@@ -26,7 +26,7 @@ from poisonaudit.cli.pipeline.objectives import make_objective
 from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.config.load import load_config
 from poisonaudit.config.schema import AttackConfig
-from poisonaudit.errors import NumericalFailure
+from poisonaudit.errors import NumericalFailure, UsageError
 from poisonaudit.results import AttackResult
 from poisonaudit.store import RunFolder
 from poisonaudit.verify.detectors import DETECTORS, run_detectors
@@ -225,7 +225,18 @@ def test_every_detector_runs_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "fact"),
     [
-        ({"baselines": {"gradient_matching": {"steps": "abc"}}}, "PA304", "steps is 'abc'; a number is needed"),
+        ({"baselines": {"gradient_matching": {"steps": "abc"}}}, "PA367", "steps is 'abc'; a whole number >= 1 is"),
+        ({"baselines": [{"gradient_matching": {"steps": 0}}]}, "PA367", "gradient_matching: steps is 0"),
+        ({"baselines": {"random_signs": {"steps": 1.5}}}, "PA367", "steps is 1.5"),
+        ({"baselines": {"gradient_matching": {"surrogate": "objectiv"}}}, "PA301", "Did you mean 'objective'"),
+        ({"baselines": {"gradient_matching": {"restarts": True}}}, "PA304", "restarts is True"),
+        ({"baselines": {"gradient_matching": {"rate": 0}}}, "PA304", "rate is 0; a number above 0"),
+        ({"baselines": {"gradient_canceling": {"enough": -1}}}, "PA304", "enough is -1"),
+        ({"baselines": {"influence": {"damping": 1e200}}}, "PA304", "damping is 1e+200"),
+        ({"baselines": {"influence": {"test": 3}}}, "PA304", "test is 3"),
+        ({"baselines": {"art_bullseye": {"as_shipped": "no"}}}, "PA304", "as_shipped is 'no'"),
+        ({"baselines": {"art_feature_collision": {"similarity_coeffs": [1, 0]}}}, "PA304", "similarity_coeffs is"),
+        ({"baselines": {"art_feature_collision": {"similarity_coeffs": "12"}}}, "PA304", "similarity_coeffs is '12'"),
         ({"craft": {"method": "lbfgsb"}, "budget": {"rows": 6, "radius": 0.5, "norm": "l2"}}, "PA378", "norm linf"),
     ],
 )
@@ -242,9 +253,10 @@ def test_a_rehearsal_refuses_a_taken_folder(attacked: tuple[Path, Result], tmp_p
     call("attack", recipe(tmp_path), "--dry-run", "--out", attacked[0], code=2)
 
 
-def test_a_baseline_that_fails_leaves_the_attack_standing(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    changes = {"baselines": {"random_signs": {"steps": -5}}, "detectors": False, "inspection": False}
-    call("attack", recipe(tmp_path, **changes), "--out", out)
-    entry = body_of(out)["baselines"]["random_signs"]
-    assert entry["applicable"] is False and "steps is -5" in entry["reason"]
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_option_of_a_baseline_has_a_rule_that_its_default_keeps(name: str) -> None:
+    usual = options_of(name)
+    refuse_bad_options(name, **usual)
+    for option in usual:
+        with pytest.raises(UsageError, match="PA301 unknown surrogate|PA304|PA367"):
+            refuse_bad_options(name, **{option: "no"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -121,6 +122,50 @@ def test_every_error_is_one_line_with_its_exit_code(error: BaseException, code: 
     assert found == code
     assert part in line
     assert len(line.splitlines()) == 1
+
+
+def raised(error: BaseException, cause: BaseException | None, context: BaseException | None) -> BaseException:
+    error.__cause__, error.__context__ = cause, context
+    return error
+
+
+def test_an_interrupt_anywhere_in_the_chain_is_one() -> None:
+    lost = ImportError("initialization failed")
+    middle = raised(SystemError("returned a result with an exception set"), None, interrupted("go on with x"))
+    for error in (
+        raised(ImportError("initialization failed"), KeyboardInterrupt(), None),
+        raised(lost, None, middle),
+        raised(InputRefused("PA131", "x"), KeyboardInterrupt(), None),
+    ):
+        line, code = describe(error)
+        assert code == 130 and line.startswith("interrupted.")
+    assert describe(lost)[0] == "interrupted. go on with x"
+    looped = RuntimeError("a")
+    looped.__context__ = raised(RuntimeError("b"), looped, None)
+    assert describe(looped)[1] == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("kind", "code"), [("ImportError", 130), ("SystemError", 130), ("RuntimeError", 4)])
+def test_an_import_that_loses_an_interrupt(kind: str, code: int) -> None:
+    """C code may clear the KeyboardInterrupt and fail as if by itself; no other error is excused that way."""
+    script = f"""
+import os, signal
+from poisonaudit.cli.commands import ls
+from poisonaudit.cli.main import main
+def broken(**_):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise {kind}("initialization failed")
+ls.command.callback = broken
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script, "ls", "models"], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("interrupted." if code == 130 else "PA900")
 
 
 def test_one_line_cannot_steer_a_terminal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,46 @@ def test_bad_recipes_name_the_key(assignment: str, part: str) -> None:
         check_config(AttackConfig, apply_overrides(RECIPE, [assignment]), "r.yaml")
     assert part in str(caught.value)
     assert str(caught.value).startswith("PA383 r.yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["craft.steps=0"], "--set craft.steps=0: craft.steps: input should be greater than or equal to 1, got 0."),
+        (["retrain.fresh=true"], "--set retrain.fresh=true: retrain.fresh: input should be a valid integer, got true."),
+        (["retrain.fresh=null"], "got null."),
+        (["retrain.fresh=[1]"], "got [1]."),
+        (["craft.damping=1e200"], "--set craft.damping=1e200: craft.damping: input should be less than"),
+        (["name=x", "craft.stps=3"], "--set craft.stps=3: in craft, unknown key 'stps'."),
+        (["retrain={fresh: 1, tolerance: 0}"], "--set retrain={fresh: 1, tolerance: 0}: retrain.tolerance: input"),
+        (["retrain.fresh='1'"], "got '1'. Write it without quotes."),
+        (["retrain.fresh=many"], "got 'many'."),
+        (["budget.rows=3", "budget.rows=0"], "--set budget.rows=0: budget.rows"),
+        (["objective.kind=flp"], "unknown kind 'flp'"),
+        (["retrain.fresh=2"], "r.yaml: craft.steps: input should be a valid integer, got '12'. Write it"),
+    ],
+)
+def test_a_bad_value_is_told_with_the_place_it_came_from(tmp_path: Path, assignments: list[str], said: str) -> None:
+    file = tmp_path / "r.yaml"
+    steps = '"12"' if assignments == ["retrain.fresh=2"] else "12"
+    file.write_text(json.dumps(RECIPE)[:-1] + f', "craft": {{"steps": {steps}}}}}')
+    with pytest.raises(UsageError, match="PA383") as caught:
+        load_config(AttackConfig, [file], assignments)
+    assert said in str(caught.value), str(caught.value)
+
+
+def test_an_option_outweighs_an_assignment_in_errors(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(json.dumps(RECIPE))
+    with pytest.raises(UsageError, match=r"PA383 .*r.yaml: seed: .* got -1"):
+        load_config(AttackConfig, [tmp_path / "r.yaml"], ["seed=3"], {"seed": -1})
+
+
+def test_no_loose_training_is_false_or_zero() -> None:
+    for given in (False, 0):
+        assert check_config(AttackConfig, {**RECIPE, "retrain": {"loose": given}}, "x").retrain.loose == 0
+    assert check_config(AttackConfig, {**RECIPE, "retrain": {"loose": None}}, "x").retrain.loose is None
+    with pytest.raises(UsageError, match="retrain.loose.* got true"):
+        check_config(AttackConfig, {**RECIPE, "retrain": {"loose": True}}, "x")
 
 
 @pytest.mark.parametrize("assignment", ["budget.rows", "=3", "budget..rows=3", "model.x=3"])

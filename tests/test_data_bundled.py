@@ -146,7 +146,7 @@ def test_notes(monkeypatch):
     monkeypatch.setitem(DATA, "mine", lambda spec: source)
     notes = " | ".join(load_data("mine").notes)
     assert "2 training rows repeat another (ids 10 and 12 the first)" in notes
-    assert "1 repeated training rows have another label than their copy (ids 11 and 13" in notes
+    assert "1 repeated training row has another label than the copy (ids 11 and 13" in notes
     assert "1 of 2 test rows are also training rows" in notes
     assert "1 of 3 classes have no training row: c" in notes
 
@@ -157,7 +157,7 @@ def test_constant_columns_are_only_centred(monkeypatch):
     monkeypatch.setitem(DATA, "mine", lambda spec: source)
     data = load_data("mine")
     assert torch.equal(data.x_train[:, 0], torch.zeros(15)) and data.preprocessing["deviation"][0] == 1.0
-    assert any("1 columns are constant" in note for note in data.notes)
+    assert any("1 column is constant" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(

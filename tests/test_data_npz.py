@@ -331,6 +331,16 @@ def test_other_arrays_are_noted(tmp_path):
     assert any("extra" in note for note in data.notes)
 
 
+def test_values_that_float32_makes_zero(tmp_path):
+    x = RNG.standard_normal((40, 3))
+    text = refused(write(tmp_path, x=1e-200 * x, y=LABELS), "PA210")
+    assert "90 of 90 training inputs" in text and "float32" in text
+    # Zeros are no loss, a few that vanish none that matters, and what stays above the least number is kept.
+    few = np.where(np.arange(3) == 1, 1e-200, 1.0) * np.where(x > 0, x, 0.0)
+    for values in (few, 1e-30 * x):
+        load_data(f"npz:{write(tmp_path, x=values, y=LABELS)}")
+
+
 def test_options(tmp_path):
     refused(write(tmp_path, x=X, y=Y), "PA301 .*standardise", "?standardize=true", UsageError)
     path = write(tmp_path, x=np.zeros((40, 2, 2), np.uint8), y=Y)

@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "gates": {"errors", "registry", "results", "quantities", "audit"},
     "report": {"errors", "registry", "results", "quantities"},
-    "config": {"errors", "registry", "results", "spec"},
+    "config": {"arguments", "errors", "registry", "results", "spec"},
     "reproduce": COMMON
     | {
         "data",

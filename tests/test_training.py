@@ -84,6 +84,27 @@ def test_separable_undecayed_cross_entropy_is_flagged() -> None:
     assert not verdict.ok and any("infinity" in reason for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize("decay", [1e4, 1e8])
+def test_a_decay_that_leaves_no_gradient_is_told_as_such(decay: float) -> None:
+    """One L-BFGS round ends where the gradient is exactly 0; its scale is not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(45, 3, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (45,), generator=generator)
+    told: list[str] = []
+    strong = Problem(mlp([3, 3]), "cross_entropy", x, y, decay)
+    fitted = fit(strong, start="fresh", progress=lambda message, _: told.append(message))
+    assert fitted.converged and float(fitted.problem.weights.norm()) < 1.0 / decay
+    assert told[0].startswith("L-BFGS: 50 iterations, relative gradient") and "inf" not in told[0]
+
+
+def test_zero_weights_have_no_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to divide by where the figure is infinite."""
+    monkeypatch.setattr("poisonaudit.training.relative_gradient", lambda at: float("inf"))
+    told: list[str] = []
+    fit(problem(), max_steps=50, progress=lambda message, _: told.append(message))
+    assert told[0] == "L-BFGS: 50 iterations, relative gradient inf"
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(UsageError, match="PA304"):
         fit(problem(), tolerance=0.0)

@@ -58,6 +58,37 @@ def test_recall_and_precision_by_hand():
     json.dumps(judged, allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("scores", "poisoned"),
+    [
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [0]),
+        ([1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [1, 2, 5]),
+        ([3.0, 2.0, 2.0, 2.0, 1.0, 1.0], [1, 4]),
+        ([2.0, 3.0, 2.0, 1.0, 2.0, 1.0], [0, 2, 3, 5]),
+        ([math.inf, 0.0, math.inf, 0.0, -math.inf, 0.0], [2, 3, 4]),
+        ([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], [2, 5]),
+    ],
+)
+def test_average_precision_against_every_order_of_ties(scores, poisoned):
+    precisions = []
+    for order in itertools.permutations(range(len(scores))):
+        if all(scores[one] >= scores[other] for one, other in itertools.pairwise(order)):
+            depths = [depth for depth, row in enumerate(order, 1) if row in poisoned]
+            precisions.append(np.mean([(count + 1) / depth for count, depth in enumerate(depths)]))
+    judged = evaluate_ranking(torch.tensor(scores, dtype=torch.float64), poisoned)
+    assert judged["average_precision"] == pytest.approx(np.mean(precisions), rel=1e-12)
+    if len(set(scores)) == 1:
+        assert judged["average_precision"] == pytest.approx(judged["average_precision_random"], rel=1e-12)
+        assert judged["auroc"] == 0.5
+
+
+def test_random_average_precision_in_closed_form():
+    for poisoned, total in ((1, 2), (2, 2), (7, 1000), (1000, 1000)):
+        harmonic = math.fsum(1.0 / depth for depth in range(1, total + 1))
+        exact = (harmonic + (total - harmonic) * (poisoned - 1) / (total - 1)) / total
+        assert random_average_precision(poisoned, total) == pytest.approx(exact, rel=1e-12)
+
+
 def test_random_figures_against_every_order_and_draw():
     total, poisoned = 6, 2
     precisions, recalls = [], []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from poisonaudit.errors import InputRefused, PoisonAuditError, UsageError
+from poisonaudit.errors import InputRefused, PoisonAuditError, StorageError, UsageError
 from poisonaudit.owner_training import trained_weights, weights_of
 from poisonaudit.problem import Problem
 from poisonaudit.training import initialise, with_statistics
@@ -165,6 +165,22 @@ def test_the_line_told_is_the_innermost_one_of_the_file(code, problem):
     with pytest.raises(InputRefused, match=f"at line {line}: KeyError") as caught:
         trained_weights(load_trainer(f"{code}:fails", True), problem, 0)
     assert isinstance(caught.value.__cause__, KeyError)  # what --debug shows
+
+
+@pytest.mark.parametrize("fails", ["raise {}", "def train(problem, seed): raise {}"])
+def test_what_the_machine_lacks_is_no_fault_of_the_file(problem, tmp_path, fails):
+    def call(error: str) -> None:
+        own = tmp_path / "own.py"
+        own.write_text(f"import errno, torch\n{fails.format(error)}\n")
+        trained_weights(load_trainer(f"{own}:train", True), problem, 0)
+
+    for error, kind in (("MemoryError()", MemoryError), ("torch.OutOfMemoryError('x')", torch.OutOfMemoryError)):
+        with pytest.raises(kind):
+            call(error)
+    with pytest.raises(StorageError, match="PA503 own.py:train failed at line 2: OSError: .*full. Free some space"):
+        call("OSError(errno.ENOSPC, 'full')")
+    with pytest.raises(InputRefused, match="PA131 .*FileNotFoundError.*Mend the file"):
+        call("FileNotFoundError(errno.ENOENT, 'none')")
 
 
 def test_an_interrupt_is_not_taken_for_a_failure(code, problem):

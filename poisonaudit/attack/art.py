@@ -17,7 +17,7 @@ from art.estimators.estimator import BaseEstimator, NeuralNetworkMixin
 from numpy.typing import ArrayLike, NDArray
 
 from poisonaudit.attack.art_arrays import added, class_numbers, floating, target_rows, tensor
-from poisonaudit.attack.art_checks import NORMS, check_parameters, refused
+from poisonaudit.attack.art_checks import NORMS, check_parameters, refuse_flipped, refused
 from poisonaudit.attack.art_problem import box_of, problem_from_classifier
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.crafting import craft
@@ -151,7 +151,8 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
             clean rows, so that they stay inside budget and box); and a copy of y.
 
         Raises:
-            UsageError: PA349, y is missing or an argument is unknown.
+            UsageError: PA349, y is missing or an argument is unknown; PA354, a target row is predicted as wanted
+                already.
             InputRefused: x, y or the model do not fit (see `poisonaudit.Problem`).
             NumericalFailure: PA402, the loss is not finite at the classifier's weights; PA431, the adjoint solve gave
                 no finite answer.
@@ -177,9 +178,11 @@ class SolutionSetPoisoningAttack(PoisoningAttackWhiteBox):  # type: ignore[misc]
             if self.fit_first:
                 reached = fit(problem, float(self.tolerance), int(self.seed), progress=progress)
                 problem = reached.problem
+            objective = self._objective()
+            refuse_flipped(problem, objective)
             poison = craft(
                 problem,
-                self._objective(),
+                objective,
                 self._budget(),
                 int(self.seed),
                 steps=int(self.steps),

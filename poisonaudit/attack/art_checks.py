@@ -6,11 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from poisonaudit.attack.art_arrays import DTYPES, target_rows
 from poisonaudit.attack.art_problem import refuse_classifier
+from poisonaudit.attack.objectives import FlipPrediction, FlipPredictions, Objective
 from poisonaudit.attack.perturbations import NormName
 from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.problem import Problem
 from poisonaudit.registry import unknown_name
 
 NORMS: dict[Any, NormName] = {np.inf: "linf", "inf": "linf", 1: "l1", 2: "l2"}
@@ -57,6 +60,8 @@ def check_parameters(attack: Any) -> None:
         raise refused(f"tolerance is {attack.tolerance}", "it must be finite and > 0", "Pass tolerance=1e-8.")
     if attack.steps < 1:
         raise UsageError("PA367", f"steps is {attack.steps}; at least one linearisation is needed. Pass steps=12.")
+    if attack.seed < 0:
+        raise refused(f"seed is {attack.seed}", "seeds are whole numbers >= 0", "Pass seed=0.")
     norm = attack.norm
     if isinstance(norm, bool) or not isinstance(norm, int | float | str | np.number) or norm not in NORMS:
         raise UsageError("PA301", f"unknown norm {norm!r}. Known: np.inf, 'inf', 1, 2.")
@@ -73,6 +78,33 @@ def check_parameters(attack: Any) -> None:
 def refused(got: str, why: str, advice: str) -> UsageError:
     """The error for a parameter of the attack for ART, PA349."""
     return UsageError("PA349", f"{got}; {why}. {advice}")
+
+
+def refuse_flipped(problem: Problem, objective: Objective) -> None:
+    """Refuse to flip what the clean model predicts already.
+
+    Args:
+        problem: clean, at the weights that are attacked.
+        objective: of the attack.
+
+    Raises:
+        UsageError: PA354, a target row has the wanted class already.
+    """
+    if isinstance(objective, FlipPrediction):
+        rows, wanted = objective.x[None], torch.tensor([objective.label])
+    elif isinstance(objective, FlipPredictions):
+        rows, wanted = objective.x, torch.as_tensor(objective.labels)
+    else:
+        return
+    with torch.no_grad():
+        predicted = problem.outputs(x=rows).argmax(1).cpu()
+    already = (predicted == wanted.cpu()).nonzero().flatten().tolist()
+    if already:
+        raise UsageError(
+            "PA354",
+            f"the clean model already predicts class {int(wanted[already[0]])} for row {already[0]} of x_target. "
+            "Pass another row or y_target.",
+        )
 
 
 def _check_target(attack: Any) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poisonaudit.arguments import finite_number, whole_number
+from poisonaudit.attack.entries import mask_of, refused, steps_of, units_of
 from poisonaudit.attack.perturbations import NormName, PerturbationSet
 from poisonaudit.errors import UsageError
 from poisonaudit.registry import unknown_name
@@ -19,6 +21,8 @@ NORMS = ("linf", "l2", "l1", "l0")
 CHOICES = ("adjoint", "kappa", "class", "random")
 # Columns that a remark names before it only counts them.
 _MOST_NAMED = 8
+# The first rows mostly tell that something can move.
+_ROWS_AT_ONCE = 256
 # Entries of a bound that are listed; those of larger rows are told by their range.
 _MOST_LISTED = 1_000
 
@@ -66,8 +70,10 @@ class Budget:
     spacing: Tensor | Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.radius, int | float) and 0.0 < self.radius < math.inf):
-            raise UsageError("PA360", f"radius is {self.radius}; it must be finite and > 0. Pass e.g. 16/255.")
+        radius = finite_number(self.radius)
+        if radius is None or radius <= 0.0:
+            raise UsageError("PA360", f"radius is {self.radius!r}; it must be a finite number > 0. Pass e.g. 16/255.")
+        object.__setattr__(self, "radius", radius)
         if self.norm not in NORMS:
             raise unknown_name(str(self.norm), NORMS, "norm")
         if isinstance(self.choice, str):
@@ -76,19 +82,22 @@ class Budget:
         else:
             object.__setattr__(self, "choice", _positions(self.choice))
         _refuse_bad_count(self.rows, self.share, None if isinstance(self.choice, str) else len(self.choice))
+        # NumPy's and torch's numbers as plain ones, which JSON takes.
+        object.__setattr__(self, "rows", whole_number(self.rows))
+        object.__setattr__(self, "share", finite_number(self.share))
         _refuse_other_types(self)
         if self.row_class is not None and self.choice != "class":
             raise UsageError("PA342", f"row_class is {self.row_class}, but the choice is not 'class'. Leave one out.")
         if self.box is not None:
             _refuse_bad_box(self.box)
         if (self.norm == "l0") != (self.entries is not None) or (self.entries is not None and self.entries < 1):
-            raise _refused(
+            raise refused(
                 f"norm is {self.norm!r} and entries is {self.entries}",
                 "norm 'l0' goes with a number of entries >= 1, the others with none",
                 "Pass norm='l0', entries=5, say.",
             )
         if self.spacing is not None and self.norm not in ("linf", "l0"):
-            raise _refused(
+            raise refused(
                 f"whole steps (spacing, integer in a recipe) and norm {self.norm!r} are given",
                 "whole steps need norm 'linf' or 'l0'",
                 "Pass one of those norms, or leave spacing (integer in a recipe) out.",
@@ -131,42 +140,46 @@ class Budget:
             The set, with limits shaped like `rows`.
 
         Raises:
-            UsageError: PA362, the box does not broadcast to one row; PA369, scale, steps or immutable entries
-                do not fit.
+            UsageError: PA360, the radius has no square in the rows' type; PA362, the box does not broadcast to one
+                row; PA369, scale, steps or immutable entries do not fit.
         """
         lower, upper, outside = self._limits(rows)
-        fixed = None if self.immutable is None else _mask(self.immutable, rows)
+        scale = None if self.scale is None else units_of(self.scale, rows)
+        _refuse_bad_reach(self.radius, scale, rows)
+        fixed = None if self.immutable is None else mask_of(self.immutable, rows)
         if fixed is not None:
             lower, upper = lower.masked_fill(fixed, 0.0), upper.masked_fill(fixed, 0.0)
         return PerturbationSet(
             lower,
             upper,
-            float(self.radius),
+            self.radius,
             self.norm,
             outside,
-            scale=None if self.scale is None else _units(self.scale, rows),
+            scale=scale,
             entries=self.entries,
-            spacing=None if self.spacing is None else _steps(self.spacing, rows),
+            spacing=None if self.spacing is None else steps_of(self.spacing, rows),
         )
 
     def remarks(self, rows: Tensor, names: Sequence[str] = ()) -> tuple[str, ...]:
         """What the reader of a result should know about this budget: columns that look free and cannot move.
 
         Args:
-            rows: rows (k, ...), of which the shape counts.
+            rows: all training rows (n, ...).
             names: of their columns, to be told instead of numbers.
 
         Returns:
             One sentence, or none.
 
         Raises:
-            UsageError: PA385, no entry of a row can move at all; and those of `around`.
+            UsageError: PA385, no entry of a row can move at all; PA363, a position is not among the rows; and those of
+                `around`.
         """
         if not self.moves(rows):
             raise UsageError(
                 "PA385",
-                f"no entry of a row can move: each is immutable, or its whole step (spacing, integer in a recipe) is "
-                f"longer than radius {float(self.radius):.4g} times its scale. Raise the radius or the scale.",
+                "no entry of a row can move: each is immutable, has no room in the box, or its whole step (spacing, "
+                f"integer in a recipe) is longer than that room or than radius {self.radius:.4g} times its scale. "
+                "Widen the box, or raise the radius or the scale.",
             )
         allowed, stuck = self.around(rows[:1]), self._stuck(rows)
         if not bool(stuck.any()):
@@ -181,18 +194,36 @@ class Budget:
         more = f" and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
         return (
             f"{'column' if len(told) == 1 else 'columns'} {', '.join(told[:_MOST_NAMED])}{more} cannot move: one whole "
-            f"step (spacing, integer in a recipe) is longer there than radius {float(self.radius):.4g} times scale",
+            f"step (spacing, integer in a recipe) is longer there than radius {self.radius:.4g} times scale",
         )
 
     def moves(self, rows: Tensor) -> bool:
-        """Whether some entry of a row can move at all: it is not immutable, and its step not longer than the radius."""
-        stuck = self._stuck(rows)
-        return not bool((stuck if self.immutable is None else stuck | _mask(self.immutable, rows)).all())
+        """Whether some entry of a row that may be chosen can move at all.
+
+        It is not immutable, the box leaves it room, and its whole step is not longer than radius or room.
+
+        Args:
+            rows: all training rows (n, ...).
+
+        Returns:
+            Whether there is one.
+
+        Raises:
+            UsageError: PA363, a position is not among the rows; and those of `around`.
+        """
+        if not isinstance(self.choice, str):
+            self.count(len(rows))
+            rows = rows[torch.as_tensor(self.choice, device=rows.device)]
+        for part in rows.split(_ROWS_AT_ONCE):
+            low, high = self.around(part).limits()
+            if bool((high > low).any()):
+                return True
+        return False
 
     def _stuck(self, rows: Tensor) -> Tensor:
         """Entries that are not immutable and whose whole step is longer than the radius, shaped like one row."""
         stuck = self.around(rows[:1]).stuck()
-        return stuck if self.immutable is None else stuck & ~_mask(self.immutable, rows)
+        return stuck if self.immutable is None else stuck & ~mask_of(self.immutable, rows)
 
     def _limits(self, rows: Tensor) -> tuple[Tensor, Tensor, int]:
         """How far each entry may go down and up for the box, and how many rows lie outside it."""
@@ -220,7 +251,7 @@ class Budget:
         body = {
             "rows": self.rows if isinstance(self.choice, str) else len(self.choice),
             "share": self.share,
-            "radius": float(self.radius),
+            "radius": self.radius,
             "norm": self.norm,
             "box": box,
             "choice": choice,
@@ -258,11 +289,12 @@ def _refuse_other_types(budget: Budget) -> None:
         except (TypeError, ValueError, RuntimeError):
             fits = False
         if not fits:
-            raise _refused(
+            raise refused(
                 f"{name} is {value!r}", "columns are counted from 0 here; only recipes name them", "Pass numbers."
             )
-    if budget.entries is not None and (isinstance(budget.entries, bool) or not isinstance(budget.entries, int)):
-        raise _refused(f"entries is {budget.entries!r}", "entries are counted", "Pass a whole number >= 1.")
+    if budget.entries is not None and whole_number(budget.entries) is None:
+        raise refused(f"entries is {budget.entries!r}", "entries are counted", "Pass a whole number >= 1.")
+    object.__setattr__(budget, "entries", whole_number(budget.entries))
 
 
 def _refuse_bad_count(rows: int | None, share: float | None, given: int | None) -> None:
@@ -273,11 +305,24 @@ def _refuse_bad_count(rows: int | None, share: float | None, given: int | None) 
         return
     if (rows is None) == (share is None):
         raise UsageError("PA361", f"rows is {rows} and share is {share}; exactly one is needed. Pass rows=20, say.")
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
-        raise UsageError("PA361", f"rows is {rows}; it must be a whole number >= 1. Use share for a share of the rows.")
-    real = isinstance(share, int | float) and not isinstance(share, bool)
-    if share is not None and not (real and 0.0 < share <= 1.0):
+    if rows is not None and (whole_number(rows) or 0) < 1:
+        raise UsageError("PA361", f"rows is {rows!r}; it must be a whole number >= 1. Use share for part of the rows.")
+    if share is not None and not 0.0 < (finite_number(share) or 0.0) <= 1.0:
         raise UsageError("PA361", f"share is {share!r}; it must lie in (0, 1]. Pass 0.05 for 5 %.")
+
+
+def _refuse_bad_reach(radius: float, scale: Tensor | None, rows: Tensor) -> None:
+    """Norms and projections square the radius in the units of the inputs."""
+    units = [1.0] if scale is None else [float(scale.min()), float(scale.max())]
+    kind = torch.finfo(rows.dtype)
+    least, most = 1e3 * kind.tiny**0.5, 1e-3 * kind.max**0.5
+    if not all(least <= radius * unit <= most for unit in units):
+        name = str(rows.dtype).removeprefix("torch.")
+        raise UsageError(
+            "PA360",
+            f"radius is {radius:g}; times the scale it must lie in [{least:.0e}, {most:.0e}], for {name} holds no "
+            "squares beyond. Pass a radius in the units of the inputs.",
+        )
 
 
 def _refuse_bad_box(box: tuple[Bound, Bound]) -> None:
@@ -319,62 +364,3 @@ def _plain_mapping(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): float(step) for key, step in value.items()}
     return list(value) if isinstance(value, Sequence) else value
-
-
-def _mask(immutable: Tensor | Sequence[int], rows: Tensor) -> Tensor:
-    """True where entries stay, shaped like one row."""
-    shape = rows.shape[1:]
-    if isinstance(immutable, Tensor) and immutable.dtype == torch.bool:
-        if immutable.shape != shape:
-            raise _refused(f"immutable is {tuple(immutable.shape)}", f"one row is {tuple(shape)}", "Give equal shapes.")
-        return immutable.to(rows.device)
-    mask = torch.zeros(shape, dtype=torch.bool, device=rows.device)
-    for column in torch.as_tensor(immutable).tolist():
-        mask[_column(column, shape)] = True
-    return mask
-
-
-def _units(scale: Tensor | Sequence[float], rows: Tensor) -> Tensor:
-    """Units of the radius, shaped like one row."""
-    given, shape = torch.as_tensor(scale).to(rows), rows.shape[1:]
-    if given.dim() == 1 and len(shape) > 1 and len(given) == shape[0]:
-        given = given.view(-1, *[1] * (len(shape) - 1))
-    if given.dim() > len(shape) or any(
-        own not in (1, wanted) for own, wanted in zip(reversed(given.shape), reversed(shape), strict=False)
-    ):
-        raise _refused(f"scale is {tuple(given.shape)}", f"one row is {tuple(shape)}", "Give one number a column.")
-    if not bool((given > 0).all() & given.isfinite().all()):
-        raise _refused(
-            "scale holds an entry that is not positive and finite", "the radius has no unit there", "Fix it."
-        )
-    return given.expand(shape).contiguous()
-
-
-def _steps(spacing: Tensor | Mapping[int, float], rows: Tensor) -> Tensor:
-    """Step of every entry, 0 where it moves freely, shaped like one row."""
-    shape = rows.shape[1:]
-    if isinstance(spacing, Mapping):
-        steps = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
-        for column, step in spacing.items():
-            steps[_column(column, shape)] = float(step)
-    else:
-        steps = torch.as_tensor(spacing).to(rows)
-    if steps.shape != shape or not bool((steps >= 0).all() & steps.isfinite().all()):
-        raise _refused(
-            f"spacing (integer in a recipe) has shape {tuple(steps.shape)}, one row is {tuple(shape)}"
-            if steps.shape != shape
-            else "spacing (integer in a recipe) holds a step that is negative or not finite",
-            "steps must be finite and >= 0",
-            "Give one a column, 0 where it moves freely.",
-        )
-    return steps
-
-
-def _column(column: int, shape: torch.Size) -> int:
-    if isinstance(column, bool) or not isinstance(column, int) or not 0 <= column < shape[0]:
-        raise _refused(f"entry {column} is named", f"a row has entries 0..{shape[0] - 1}", "Name one of those.")
-    return column
-
-
-def _refused(got: str, expected: str, advice: str) -> UsageError:
-    return UsageError("PA369", f"{got}; {expected}. {advice}")

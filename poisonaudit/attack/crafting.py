@@ -12,7 +12,7 @@ from torch import Tensor
 
 from poisonaudit.attack.arguments import expect_attack
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.crafting_options import refuse_bad_options, refuse_beside_trainer
+from poisonaudit.attack.crafting_options import refuse_bad_options, refuse_beside_trainer, refuse_other_types
 from poisonaudit.attack.ensemble import (
     Aggregate,
     MemberGoal,
@@ -21,7 +21,7 @@ from poisonaudit.attack.ensemble import (
     training_seeds,
 )
 from poisonaudit.attack.first_step import DAMPINGS, best_first_step
-from poisonaudit.attack.history import history_entry
+from poisonaudit.attack.history import history_entry, limit_notes
 from poisonaudit.attack.objectives import Membership, Objective
 from poisonaudit.attack.outcome import TestRows
 from poisonaudit.attack.poison import Poison, embed
@@ -40,7 +40,7 @@ from poisonaudit.attack.steps import (
     slope_in_inputs,
     start_of,
 )
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import UsageError, counted
 from poisonaudit.owner_training import Trainer, gradients_of, trained_weights
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
@@ -130,16 +130,17 @@ def craft(
         The poison, its history and its predicted outcome.
 
     Raises:
-        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, or members or damping below 0, or
-            options that do not go with a trainer or with membership; PA301, no method, outer step or aggregate has
-            that name; PA341, fewer than one solution; PA385, no entry of a row can
-            move in this budget.
+        UsageError: PA314, an argument of the wrong type; PA367, steps below 1, members or seed below 0, damping
+            outside [0, 1e6], or options that do not go with a trainer or with membership; PA301, no method, outer step
+            or aggregate has that name; PA341, fewer than one solution; PA360, a radius that cannot be squared; PA385,
+            no entry of a row can move in this budget.
         InputRefused: PA125, further weights of another length.
     """
     expect_attack("craft", problem, objective, budget)
     if trainer is None and damping is None:
         damping = _DAMPING
-    refuse_bad_options(steps, members, damping or 0.0, method, outer, aggregate)
+    refuse_bad_options(steps, members, damping, method, outer, aggregate, seed)
+    refuse_other_types(state, on_step, progress)
     if trainer is not None:
         refuse_beside_trainer(trainer, objective, solutions, members, method, outer)
     if isinstance(objective, Membership):
@@ -193,14 +194,14 @@ def craft(
         # second half of the steps has the whole budget.
         share = min(1.0, 2 * step / (steps + 1)) if task.method == "corner" and not task.is_distance else 1.0
         length = 0.5 * _first_length(steps) * (1 + math.cos(math.pi * (step - 1) / steps))
-        aim, used = propose(task, current, share, length)
+        aim, used, ended = propose(task, current, share, length)
         tried: list[Point] = []
         for halving in range(1 if walks else _HALVINGS + 1):
             delta = task.allowed.project(current.delta + 0.5**halving * (aim - current.delta))
             trial = advance(task, current, delta)
             used, gradients = used + trial.products, gradients + trial.gradients
             seconds = time.perf_counter() - started
-            history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds))
+            history.append(entry(step, trial.point.value < best, trial, task.allowed.used(delta), used, seconds, ended))
             products, used, started = products + used, 0, time.perf_counter()
             tried.append(trial.point)
             # Any gain at all is not enough: far beyond the linear model's reach small gains only zigzag.
@@ -355,14 +356,14 @@ def _select(task: Task, reached: Sequence[Point]) -> tuple[Point, tuple[str, ...
 
 def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: int) -> tuple[str, ...]:
     """What the reader of the result should know."""
-    notes = []
+    notes, limited = [], limit_notes(history, task.max_products)
     if task.goals[0].success(task.problem.weights):
         notes.append("the clean model already meets the objective")
     if task.trainer is not None:
         notes.append(
-            f"crafted through the owner's training, from {len(task.seeds)} seeds, with H damped by {task.damping:g} of "
-            "its largest eigenvalue: where training ends need not be a minimum, so each step is a direction only; the "
-            "predicted outcome is that of the model's own weights"
+            f"crafted through the owner's training, from {counted(len(task.seeds), 'seed')}, with H damped by "
+            f"{task.damping:g} of its largest eigenvalue: where training ends need not be a minimum, so each step is a "
+            "direction only; the predicted outcome is that of the model's own weights"
         )
     if members and not any(isinstance(goal, MemberGoal) for goal in task.goals):
         notes.append(
@@ -375,7 +376,9 @@ def _notes(task: Task, best: Point, history: Sequence[dict[str, Any]], members: 
             "back, never go further out"
         )
     if not bool(best.delta.any()):
-        notes.append("no perturbation in the budget improved the objective after retraining")
+        which = "that was tried" if limited else "in the budget"
+        notes.append(f"no perturbation {which} improved the objective after retraining")
+    notes += limited
     failed = sum(not line["converged"] for line in history)
     if failed:
         notes.append(f"{failed} of {len(history) - 1} warm retrainings while crafting did not reach the tolerance")

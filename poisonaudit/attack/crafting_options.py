@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
-from poisonaudit.arguments import whole_number
+from poisonaudit.arguments import MOST_DAMPING, damping_share, whole_number
 from poisonaudit.attack.ensemble import AGGREGATES
 from poisonaudit.attack.inner import METHODS
 from poisonaudit.attack.objectives import Membership, Objective
+from poisonaudit.attack.progress import CraftState
 from poisonaudit.errors import UsageError, wrong_type
 from poisonaudit.registry import unknown_name
 
@@ -15,7 +14,9 @@ _METHODS = ("auto", "corner", "pgd", *METHODS)
 _OUTER = ("retrain", "path")
 
 
-def refuse_bad_options(steps: int, members: int, damping: float, method: str, outer: str, aggregate: str) -> None:
+def refuse_bad_options(
+    steps: int, members: int, damping: float | None, method: str, outer: str, aggregate: str, seed: int
+) -> None:
     """Refuse counts and names that no crafting can have.
 
     Args:
@@ -25,17 +26,22 @@ def refuse_bad_options(steps: int, members: int, damping: float, method: str, ou
         method: likewise.
         outer: likewise.
         aggregate: likewise.
+        seed: likewise.
 
     Raises:
         UsageError: PA367, PA301.
     """
-    counts = whole_number(steps), whole_number(members)
-    real = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if None in counts or min(steps - 1, members) < 0 or not real or not 0.0 <= damping < math.inf:
+    for name, count, least in (("steps", steps, 1), ("members", members, 0), ("seed", seed, 0)):
+        whole = whole_number(count)
+        if whole is None or whole < least:
+            raise UsageError(
+                "PA367", f"{name} is {count!r}; a whole number >= {least} is needed. Leave it out for the default."
+            )
+    if damping is not None and damping_share(damping) is None:
         raise UsageError(
             "PA367",
-            f"steps is {steps!r}, members is {members!r}, damping is {damping!r}; at least one linearisation is "
-            "needed, the others must not be negative, and steps and members are whole numbers. Pass steps=12.",
+            f"damping is {damping!r}, a share of the largest eigenvalue; it must lie in [0, {MOST_DAMPING:g}]. Leave "
+            "it out for the default.",
         )
     for name, known, what in (
         (method, _METHODS, "crafting method"),
@@ -44,6 +50,24 @@ def refuse_bad_options(steps: int, members: int, damping: float, method: str, ou
     ):
         if name not in known:
             raise unknown_name(str(name), known, what)
+
+
+def refuse_other_types(state: object, on_step: object, progress: object) -> None:
+    """Refuse what crafting can neither go on from nor call.
+
+    Args:
+        state: of `craft`, as all others.
+        on_step: likewise.
+        progress: likewise.
+
+    Raises:
+        UsageError: PA314, one of them is of the wrong type.
+    """
+    if state is not None and not isinstance(state, CraftState):
+        raise wrong_type("craft", "state", state, "Pass the CraftState that on_step was called with, or leave it out.")
+    for name, call, takes in (("on_step", on_step, "(state)"), ("progress", progress, "(message, fraction)")):
+        if call is not None and not callable(call):
+            raise wrong_type("craft", name, call, f"Pass a callable {takes}, or leave it out.")
 
 
 def refuse_beside_trainer(

@@ -28,7 +28,7 @@ def best_first_step(tasks: Sequence[Task], length: float) -> tuple[Task, int, in
     best, lowest, products, gradients = tasks[0], float("inf"), 0, 0
     for task in tasks:
         start = start_of(task)
-        aim, used = propose(task, start, 1.0, length)
+        aim, used, _ = propose(task, start, 1.0, length)
         trial = advance(task, start, task.allowed.project(aim))
         products, gradients = products + used + trial.products, gradients + trial.gradients
         if trial.point.value < lowest:

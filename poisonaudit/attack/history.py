@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from poisonaudit.attack.inner import PRODUCT_LIMIT
 
 
 def history_entry(
@@ -16,6 +19,7 @@ def history_entry(
     kept: bool = False,
     products: int = 0,
     seconds: float = 0.0,
+    ended: str | None = None,
 ) -> dict[str, Any]:
     """One linearisation, as it stands in `Poison.history`; the defaults are those of the clean model, step 0.
 
@@ -29,6 +33,7 @@ def history_entry(
         kept: the step was the best so far.
         products: operator products.
         seconds: wall time.
+        ended: how the inner problem ended; None where there was none.
 
     Returns:
         A dict of plain values.
@@ -43,4 +48,24 @@ def history_entry(
         "kept": kept,
         "products": products,
         "seconds": seconds,
+        "ended": ended,
     }
+
+
+def limit_notes(history: Sequence[Mapping[str, Any]], limit: int | None) -> list[str]:
+    """What the limit of products did to a run, in one sentence or none.
+
+    Args:
+        history: of the run.
+        limit: `max_products`.
+
+    Returns:
+        The sentence where some inner problem was cut short.
+    """
+    steps = {line["step"] for line in history if line["step"]}
+    cut = {line["step"] for line in history if line.get("ended") == PRODUCT_LIMIT}
+    if not cut:
+        return []
+    return [
+        f"max_products={limit} stopped the inner problem in {len(cut)} of {len(steps)} steps; a larger one may gain"
+    ]

@@ -18,6 +18,8 @@ from poisonaudit.registry import unknown_name
 from poisonaudit.sensitivity import solver_for
 
 MethodName = Literal["apg", "adam", "lbfgsb"]
+# How a run ends that met its limit of products.
+PRODUCT_LIMIT = "product limit"
 # Iterations in a row that may gain less than the wanted accuracy before the run stops.
 _PATIENCE = 3
 # Of the radius, Adam's first step length in every entry.
@@ -205,7 +207,7 @@ def _accelerated(inner: _Inner) -> InnerStep:
     momentum, bound, iterations, idle, ended = 1.0, -math.inf, 0, 0, "iteration limit"
     while iterations < inner.max_iterations:
         if inner.spent():
-            ended = "product limit"
+            ended = PRODUCT_LIMIT
             break
         iterations += 1
         gradient, at_point = inner.slope(extrapolated), goal.value(extrapolated)
@@ -253,7 +255,7 @@ def _adam(inner: _Inner) -> InnerStep:
     steps, idle, iterations, ended = min(inner.max_iterations, 60), 0, 0, "iteration limit"
     for iterations in range(1, steps + 1):
         if inner.spent():
-            iterations, ended = iterations - 1, "product limit"
+            iterations, ended = iterations - 1, PRODUCT_LIMIT
             break
         gradient = inner.slope(weights)
         first = 0.9 * first + 0.1 * gradient
@@ -304,7 +306,7 @@ def _lbfgsb(inner: _Inner) -> InnerStep:
         callback=watch,
         options=options,
     )
-    ended = "product limit" if inner.spent() else "no more progress" if found.success else str(found.message)
+    ended = PRODUCT_LIMIT if inner.spent() else "no more progress" if found.success else str(found.message)
     return InnerStep(best, best_value, None, int(found.nit), model.products - before, ended)
 
 

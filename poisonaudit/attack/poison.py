@@ -25,7 +25,7 @@ class Poison:
         predicted: outcome of the predicted weights (the keys of `outcome`), with `method` ("path" or "linear"),
             `valid`, `reasons`, `notes`, `phi`, `kernel_share`, and under `linear` and `path` what each of the two gave.
         history: one entry per linearisation: step, predicted_objective, retrained_objective, phi, budget_used,
-            converged, kept, products, seconds. Step 0 is the clean model.
+            converged, kept, products, seconds, ended (of the inner problem). Step 0 is the clean model.
         budget: as given.
         objective: as given.
         weights: warm-retrained weights (p,) of the best step.

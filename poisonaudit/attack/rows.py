@@ -9,7 +9,7 @@ from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Goal
-from poisonaudit.errors import InputRefused, NumericalFailure, UsageError
+from poisonaudit.errors import InputRefused, NumericalFailure, UsageError, counted
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity import coderivative, row_moduli
 
@@ -102,6 +102,7 @@ def _rows_of_class(problem: Problem, goal: Goal, budget: Budget, count: int) -> 
     found = (labels == wanted).nonzero().flatten()
     if len(found) < count:
         raise UsageError(
-            "PA342", f"class {wanted} has {len(found)} training rows, {count} are to be perturbed. Ask for fewer."
+            "PA342",
+            f"class {wanted} has {counted(len(found), 'training row')}, {count} are to be perturbed. Ask for fewer.",
         )
     return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.budget import Budget
-from poisonaudit.attack.history import history_entry
+from poisonaudit.attack.history import history_entry, limit_notes
 from poisonaudit.attack.inner import minimise_estimate
 from poisonaudit.attack.objectives.membership import WARNING, Membership
 from poisonaudit.attack.outcome import TestRows
@@ -152,6 +152,7 @@ def craft_membership(
                 kept=gained > 0,
                 products=found.products,
                 seconds=time.perf_counter() - started,
+                ended=found.ended,
             )
         )
         if gained <= _ENOUGH * history[0]["retrained_objective"]:
@@ -174,7 +175,7 @@ def craft_membership(
         weights=warm.problem.weights,
         products=products,
         seconds=time.perf_counter() - begun,
-        notes=(WARNING, *remarks, *_notes(facts)),
+        notes=(WARNING, *remarks, *_notes(facts), *limit_notes(history, max_products)),
         gradients=gradients + warm.gradients + 2 * products,
     )
 

@@ -144,8 +144,8 @@ def slope_in_inputs(
     return total, products
 
 
-def propose(task: Task, current: Point, share: float, length: float) -> tuple[Tensor, int]:
-    """The perturbation that the linear model at the current point calls best, and the products it took.
+def propose(task: Task, current: Point, share: float, length: float) -> tuple[Tensor, int, str | None]:
+    """The perturbation that the linear model at the current point calls best.
 
     Args:
         task: what stays the same.
@@ -159,10 +159,10 @@ def propose(task: Task, current: Point, share: float, length: float) -> tuple[Te
     allowed = task.allowed if share == 1.0 else task.allowed.scaled(share)
     if task.method == "corner":
         slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate)
-        return allowed.best_linear(-slope[task.rows]), products
+        return allowed.best_linear(-slope[task.rows]), products, None
     if task.method == "pgd":
         slope, products = slope_in_inputs(current.problems, task.goals, task.aggregate, task.damping)
-        return _projected_step(allowed, current.delta, -slope[task.rows], length), products
+        return _projected_step(allowed, current.delta, -slope[task.rows], length), products, None
     several = len(task.goals) > 1
     # Whole steps and few entries are relaxed here; the caller moves to the nearest admissible point.
     found = minimise_estimate(
@@ -174,7 +174,7 @@ def propose(task: Task, current: Point, share: float, length: float) -> tuple[Te
         max_products=task.max_products,
         seed=task.seed,
     )
-    return found.mu, found.products
+    return found.mu, found.products, found.ended
 
 
 def _projected_step(allowed: PerturbationSet, delta: Tensor, direction: Tensor, length: float) -> Tensor:
@@ -284,7 +284,9 @@ def from_clean_weights(task: Task, delta: Tensor) -> tuple[Point, list[str], int
     return point, failures, sum(fitted.gradients for fitted in fits)
 
 
-def entry(step: int, kept: bool, trial: Trial, used: float, products: int, seconds: float) -> dict[str, Any]:
+def entry(
+    step: int, kept: bool, trial: Trial, used: float, products: int, seconds: float, ended: str | None
+) -> dict[str, Any]:
     """One line of the history."""
     return history_entry(
         step,
@@ -296,4 +298,5 @@ def entry(step: int, kept: bool, trial: Trial, used: float, products: int, secon
         kept=kept,
         products=products,
         seconds=seconds,
+        ended=ended,
     )

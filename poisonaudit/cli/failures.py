@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import click
 
@@ -16,6 +18,8 @@ from poisonaudit.errors import (
 )
 
 _MOST = 600
+# Signals of this process, see `note_interrupts`.
+_interrupts: list[int] = []
 
 
 class Failure(Exception):
@@ -39,15 +43,16 @@ def describe(error: BaseException) -> tuple[str, int]:
         return error.described
     if isinstance(error, click.exceptions.Exit):
         return "", error.exit_code
+    chain = list(_chain(error))
+    if any(isinstance(each, KeyboardInterrupt | click.Abort) for each in chain) or _interrupted_import(error):
+        hints = [note for each in reversed(chain) for note in getattr(each, "__notes__", ())]
+        return one_line("interrupted. " + (hints[-1] if hints else "Nothing was left half-written.")), EXIT_INTERRUPTED
     if isinstance(error, PoisonAuditError):
         return one_line(str(error)), error.exit_code
     if isinstance(error, click.NoSuchOption):
         return _no_such_option(error), EXIT_USAGE
     if isinstance(error, click.ClickException):
         return one_line(f"PA390 {error.format_message()}{_see_help(error)}"), EXIT_USAGE
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        hints = [*getattr(error.__cause__, "__notes__", ()), *getattr(error, "__notes__", ())]
-        return one_line("interrupted. " + (hints[-1] if hints else "Nothing was left half-written.")), EXIT_INTERRUPTED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return one_line("PA490 out of memory. Use a smaller --limit or --rows, or a machine with more."), EXIT_NUMERICAL
     if isinstance(error, OSError):
@@ -56,6 +61,33 @@ def describe(error: BaseException) -> tuple[str, int]:
     return one_line(
         f"PA900 {fact[:_MOST]} - this is a bug in poisonaudit; run with --debug to see where."
     ), EXIT_NUMERICAL
+
+
+def note_interrupts() -> None:
+    """Note each Ctrl-C from now on, where it still raises KeyboardInterrupt: C code in an import may lose that."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _note)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    signal.default_int_handler(number, frame)
+
+
+def _interrupted_import(error: BaseException) -> bool:
+    """Whether an import failed after a Ctrl-C; others that failed later, after one that was caught, are told."""
+    return bool(_interrupts) and isinstance(error, ImportError | SystemError)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that it was raised from or while handling."""
+    open_ends, seen = [error], set()
+    while open_ends:
+        each = open_ends.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            open_ends += [other for other in (each.__context__, each.__cause__) if other is not None]
 
 
 def one_line(text: str) -> str:

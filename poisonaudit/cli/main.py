@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from poisonaudit import __version__
-from poisonaudit.cli.failures import Failure, describe
+from poisonaudit.cli.failures import Failure, describe, note_interrupts
 from poisonaudit.errors import EXIT_USAGE
 from poisonaudit.registry import unknown_name
 
@@ -123,6 +123,7 @@ def main() -> NoReturn:
         if os.path.abspath(filename).startswith(package):
             click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
+    note_interrupts()
     if "--debug" not in sys.argv:
         warnings.showwarning = show
     cli.main()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from poisonaudit.config.objectives import KINDS
-from poisonaudit.config.overrides import apply_overrides, merge
-from poisonaudit.config.yaml_reader import read_yaml
+from poisonaudit.config.overrides import apply_overrides, merge, split_assignment
+from poisonaudit.config.yaml_reader import parse_value, read_yaml
 from poisonaudit.errors import UsageError
 from poisonaudit.registry import unknown_name
 
@@ -47,18 +47,21 @@ def load_config(
     for path in files:
         body = merge(body, read_yaml(path))
         names.append(str(path))
+    assignments = list(assignments)
     body = apply_overrides(body, assignments)
     given = {key: value for key, value in (options or {}).items() if value is not None and value != ()}
-    return check_config(kind, {**body, **given}, " + ".join(names) or "the command line")
+    assigned = [each for each in assignments if split_assignment(each)[0][0] not in given]
+    return check_config(kind, {**body, **given}, " + ".join(names) or "the command line", assigned)
 
 
-def check_config(kind: type[Config], body: Mapping[str, Any], name: str) -> Config:
+def check_config(kind: type[Config], body: Mapping[str, Any], name: str, assignments: Sequence[str] = ()) -> Config:
     """Check plain data against a configuration's dataclass.
 
     Args:
         kind: the dataclass.
         body: plain data.
         name: where it came from, for errors.
+        assignments: `a.b=value` that is in it already, for errors.
 
     Returns:
         A `kind`.
@@ -80,7 +83,7 @@ def check_config(kind: type[Config], body: Mapping[str, Any], name: str) -> Conf
         checked: Config = adapter.validate_json(text)
         return checked
     except ValidationError as error:
-        raise _as_usage_error(error, adapter, name) from None
+        raise _as_usage_error(error, adapter, name, assignments) from None
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -95,14 +98,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def _as_usage_error(error: ValidationError, adapter: TypeAdapter[Any], name: str) -> UsageError:
+def _as_usage_error(
+    error: ValidationError, adapter: TypeAdapter[Any], name: str, assignments: Sequence[str]
+) -> UsageError:
     """The most telling problem as one line: unknown keys first, then missing ones, then wrong values."""
     order = {"unexpected_keyword_argument": 0, "missing": 1, "missing_argument": 1}
     problems = sorted(error.errors(), key=lambda item: order.get(item["type"], 2))
     first = problems[0]
     kind = first["type"]
     more = f" ({len(problems)} problems; this is the first)" if len(problems) > 1 and kind not in _UNION else ""
-    where = ".".join(str(part) for part in _yaml_path(first["loc"]))
+    path = [str(part) for part in _yaml_path(first["loc"])]
+    where = ".".join(path)
+    name = _assigned(path, assignments) or name
     if kind == "unexpected_keyword_argument":
         known = _known_keys(adapter.json_schema(), first["loc"])
         inner = unknown_name(str(first["loc"][-1]), known, "key", code="PA383")
@@ -117,11 +124,29 @@ def _as_usage_error(error: ValidationError, adapter: TypeAdapter[Any], name: str
         inner = unknown_name(str(context["tag"]), expected, "kind", code="PA383")
         return UsageError("PA383", f"{name}: {where}.kind: {inner.message}{more}")
     said = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict) else f", got {str(first['input'])[:60]!r}"
+    got = "" if isinstance(first["input"], dict) else f", got {_shown(first['input'])}"
+    quoted = kind in {"int_type", "float_type"} and isinstance(first["input"], str)
+    quoted = quoted and not isinstance(parse_value(first["input"]), str)
+    advice = "Write it without quotes." if quoted else "Correct it."
     subject = f"{where}: " if where else ""
-    return UsageError("PA383", f"{name}: {subject}{said[:1].lower()}{said[1:]}{got}. Correct it.{more}")
+    return UsageError("PA383", f"{name}: {subject}{said[:1].lower()}{said[1:]}{got}. {advice}{more}")
 
 
+def _assigned(path: Sequence[str], assignments: Sequence[str]) -> str | None:
+    """The last `--set` that gave the value at a path, or a group that it lies in; None where a file did."""
+    for assignment in reversed(assignments):
+        keys, _ = split_assignment(assignment)
+        if keys == list(path[: len(keys)]):
+            return f"--set {assignment if len(assignment) <= _SHOWN else assignment[:_SHOWN] + '...'}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML would have it: text in quotes, all else without."""
+    return repr(value[:_SHOWN]) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)[:_SHOWN]
+
+
+_SHOWN = 60
 _UNION = {"int_type", "string_type", "literal_error", "tuple_type", "float_type"}
 
 

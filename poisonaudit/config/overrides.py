@@ -25,12 +25,28 @@ def apply_overrides(body: Mapping[str, Any], assignments: Iterable[str]) -> dict
     """
     result = copy.deepcopy(dict(body))
     for assignment in assignments:
-        path, mark, text = assignment.partition("=")
-        keys = [part.strip() for part in path.split(".")]
-        if not mark or not all(keys):
-            raise UsageError("PA384", f"--set {assignment!r} is not key=value. Write --set budget.rows=10.")
+        keys, text = split_assignment(assignment)
         _assign(result, keys, parse_value(text), assignment)
     return result
+
+
+def split_assignment(assignment: str) -> tuple[list[str], str]:
+    """The keys and the text of `a.b=value`.
+
+    Args:
+        assignment: as given to `--set`.
+
+    Returns:
+        Keys from the outermost on, and what comes after the first `=`.
+
+    Raises:
+        UsageError: PA384, there is no `=` or no key.
+    """
+    path, mark, text = assignment.partition("=")
+    keys = [part.strip() for part in path.split(".")]
+    if not mark or not all(keys):
+        raise UsageError("PA384", f"--set {assignment!r} is not key=value. Write --set budget.rows=10.")
+    return keys, text
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

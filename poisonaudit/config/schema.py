@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from poisonaudit.arguments import MOST_DAMPING
 from poisonaudit.config.fields import (
     RULES,
     Count,
@@ -134,7 +135,12 @@ class CraftConfig:
     members: Annotated[int, Field(ge=0, le=1000)] = 0
     aggregate: Literal["mean", "worst"] = "mean"
     max_products: Count | None = None
-    damping: NonNegative | None = None
+    damping: Annotated[float, Field(ge=0, le=MOST_DAMPING)] | None = None
+
+
+def _none_of(value: Any) -> Any:
+    """`false` is short for 0."""
+    return 0 if value is False else value
 
 
 @dataclass(frozen=True, kw_only=True, config=RULES)
@@ -142,13 +148,13 @@ class RetrainConfig:
     """How the prediction is checked: one warm retraining, and others from new seeds, each with a control.
 
     `fresh` seeds are trained tightly, and by `trainer` (file.py:train) where one is named; `loose` seeds (default: as
-    many) loosely, by `loose_epochs` of Adam.
+    many; 0 or `false` for none) loosely, by `loose_epochs` of Adam.
     """
 
     fresh: Annotated[int, Field(ge=0, le=1000)] = 5
     # Beyond, what counts as tight training has hardly begun (see `verify.retraining.COARSEST`).
     tolerance: Annotated[float, Field(gt=0, le=1e-3, allow_inf_nan=False)] = 1e-10
-    loose: Annotated[int, Field(ge=0, le=1000)] | None = None
+    loose: Annotated[Annotated[int, Field(ge=0, le=1000)] | None, BeforeValidator(_none_of)] = None
     loose_epochs: Count = 40
     trainer: Text | None = None
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poisonaudit.data.dataset import Source
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, counted
 
 Array = NDArray[Any]
 
@@ -65,6 +65,28 @@ def check_finite(name: str, what: str, values: Array) -> None:
         )
 
 
+def refuse_vanished(name: str, what: str, given: Array, kept: Array) -> None:
+    """Refuse values of which most become 0 in float32: what is left is another data set.
+
+    Args:
+        name: of the data.
+        what: the values are.
+        given: as the source has them.
+        kept: the same in float32.
+
+    Raises:
+        InputRefused: PA210, most values that are not 0 are too small.
+    """
+    there = given != 0
+    lost, total = int((there & (kept == 0)).sum()), int(there.sum())
+    if 2 * lost > total:
+        raise InputRefused(
+            "PA210",
+            f"{name}: {lost} of {total} {what} that are not 0 are too small for float32 and would become 0. Give them "
+            "in another unit.",
+        )
+
+
 def check_one_class(name: str, labels: Array, classes: tuple[str, ...] | None) -> None:
     """Refuse training rows of a single class.
 
@@ -106,14 +128,15 @@ def notes_on(train: Array, test: Array, y_train: Array, ids: Array, classes: tup
     notes = []
     if repeats:
         notes.append(
-            f"{len(repeats)} training rows repeat another (ids {ids[repeats[0][0]]} and "
-            f"{ids[repeats[0][1]]} the first); "
+            f"{counted(len(repeats), 'training row')} {'repeats' if len(repeats) == 1 else 'repeat'} another "
+            f"(ids {ids[repeats[0][0]]} and {ids[repeats[0][1]]} the first); "
             "duplicated rows can make the Lipschitz modulus infinite"
         )
     conflicts = [(first, row) for first, row in repeats if not np.array_equal(y_train[first], y_train[row])]
     if conflicts:
         notes.append(
-            f"{len(conflicts)} repeated training rows have another label than their copy "
+            f"{counted(len(conflicts), 'repeated training row')} {'has' if len(conflicts) == 1 else 'have'} another "
+            "label than the copy "
             f"(ids {ids[conflicts[0][0]]} and {ids[conflicts[0][1]]} the first)"
         )
     overlap = sum(key in first_of for key in test_keys)

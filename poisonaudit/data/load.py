@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poisonaudit.data.checks import check_finite, check_one_class, check_source, notes_on
+from poisonaudit.data.checks import check_finite, check_one_class, check_source, notes_on, refuse_vanished
 from poisonaudit.data.cifar import read_cifar10, read_cifar100
 from poisonaudit.data.csv_file import read_csv
 from poisonaudit.data.dataset import DataSet, Source
@@ -19,7 +19,7 @@ from poisonaudit.data.mnist import read_fashion_mnist, read_mnist
 from poisonaudit.data.npz import read_npz
 from poisonaudit.data.svhn import read_svhn
 from poisonaudit.data.tables import read_breast_cancer, read_wine
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import InputRefused, UsageError, counted
 from poisonaudit.registry import lookup
 from poisonaudit.spec import Spec, parse_spec
 
@@ -78,11 +78,14 @@ def load_data(spec: str, *, images: bool = False, limit: int | None = None) -> D
         x = (x - mean) / deviation
         preprocessing.update(mean=mean.tolist(), deviation=deviation.tolist())
         if constant:
-            notes.append(f"{constant} columns are constant over the training rows and were only centred")
+            which = f"{counted(constant, 'column')} {'is' if constant == 1 else 'are'}"
+            notes.append(f"{which} constant over the training rows and only centred")
     kept = train[: _checked_limit(limit, len(train), spec)]
     x_train, x_test = _to_float32(x[kept]), _to_float32(x[test])
     check_finite(source.name, "inputs", x_train)
     check_finite(source.name, "inputs", x_test)
+    if x.dtype.kind == "f":
+        refuse_vanished(source.name, "training inputs", x[kept], x_train)
     ids = np.arange(len(source.x)) if source.ids is None else source.ids
     check_one_class(source.name, source.y[kept], source.classes)
     notes += notes_on(x_train, x_test, source.y[kept], ids[kept], source.classes)
@@ -138,7 +141,7 @@ def _parts(source: Source, spec: Spec) -> tuple[NDArray[np.int64], NDArray[np.in
     if len(train) < 2:
         raise InputRefused(
             "PA214",
-            f"{source.name}: {len(train)} training rows after the split. Give more data.",
+            f"{source.name}: {counted(len(train), 'training row')} after the split. Give more data.",
         )
     return train, test
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from poisonaudit.arguments import MOST_DAMPING, damping_share
 from poisonaudit.errors import UsageError
 from poisonaudit.operators import dense_gauss_newton, dense_hessian
 from poisonaudit.operators.memory import PASSES_SHARE
@@ -117,13 +118,19 @@ def solver_for(
         The curvature.
 
     Raises:
-        UsageError: PA301, unknown curvature or method; PA304, a tolerance outside [0, 1), negative or infinite damping,
-            an accuracy outside (0, 1); PA307, the problem's memory limit is too small for the method.
+        UsageError: PA301, unknown curvature or method; PA304, a tolerance outside [0, 1), a damping outside
+            [0, 1e6], an accuracy outside (0, 1); PA307, the problem's memory limit is too small for the method.
     """
     if tolerance is not None and not 0.0 <= tolerance < 1.0:
         raise UsageError("PA304", f"the rank tolerance is {tolerance}. Use a number from 0 to below 1, e.g. 1e-9.")
-    if not 0.0 <= damping < float("inf"):
-        raise UsageError("PA304", f"the damping is {damping}. Use 0 for none, or a share of lambda_max such as 1e-3.")
+    share = damping_share(damping)
+    if share is None:
+        raise UsageError(
+            "PA304",
+            f"the damping is {damping!r}; it must lie in [0, {MOST_DAMPING:g}]. Use 0 for none, or a share of "
+            "lambda_max such as 1e-3.",
+        )
+    damping = share
     if accuracy is not None and not 0.0 < accuracy < 1.0:
         raise UsageError("PA304", f"the accuracy is {accuracy}. Use a relative residual between 0 and 1, e.g. 1e-8.")
     if curvature not in _DENSE:

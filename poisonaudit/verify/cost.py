@@ -100,7 +100,7 @@ def verified_cost(
     kept = () if met else (trial for trial in already if _inside(trial.amount, low, high))
     trials = sorted(kept, key=lambda trial: trial.amount)
     stop = "the clean model already meets the objective" if met else _hopeless(trials, need)
-    # Radii shorter than every whole step: nothing can move, so there is nothing to train.
+    # Radii shorter than every whole step, or a box without room: nothing can move, so there is nothing to train.
     still: list[float] = []
     while not stop:
         won, lost = _by_result(trials)
@@ -161,7 +161,7 @@ def _result(
         if stop:
             notes.append(stop)
     if still:
-        notes.append(f"up to {max(still):.6g} no entry of a row can move by a whole step, so that was not trained")
+        notes.append(f"up to {max(still):.6g} no entry of a row can move (whole steps, box), so that was not trained")
     if not monotone:
         notes.append("a smaller budget succeeded where a larger one failed: the attack is not monotone in its budget")
     loose = sum(trial.not_converged for trial in trials)

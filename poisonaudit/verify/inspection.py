@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -149,7 +150,8 @@ def evaluate_ranking(ranking: Ranking | Tensor, poisoned_rows: Tensor | Sequence
         Plain data: `applicable`, `reason`, `note`, `rows`, `poisoned`; `recall`: for "1%", "5%", "10%" and
         "as_many_as_poisoned" the rows `inspected` (rounded up), `recall` (expected over the order of ties), `random`
         (its expectation for rows in random order) and `random_95` (what random order stays at or below in 95 % of
-        draws); `average_precision` with `average_precision_random`; `auroc` with `auroc_p_value` (see `judge`).
+        draws); `average_precision` (expected likewise) with `average_precision_random`; `auroc` with `auroc_p_value`
+        (see `judge`).
 
     Raises:
         UsageError: PA363, a position is not among the rows.
@@ -170,8 +172,7 @@ def evaluate_ranking(ranking: Ranking | Tensor, poisoned_rows: Tensor | Sequence
             which = "no row is" if count == 0 else "all rows are"
             facts["reason"] = f"not applicable: {which} poisoned, there is nothing to find"
         return facts
-    from scipy.stats import hypergeom, rankdata
-    from sklearn.metrics import average_precision_score
+    from scipy.stats import hypergeom
 
     scores = given.scores.double().cpu()
     if bool(scores.isnan().any()):
@@ -188,18 +189,39 @@ def evaluate_ranking(ranking: Ranking | Tensor, poisoned_rows: Tensor | Sequence
             }
             for name, inspected in depths.items()
         },
-        "average_precision": float(average_precision_score(poisoned.numpy(), rankdata(scores.numpy()))),
+        "average_precision": average_precision(scores, poisoned),
         "average_precision_random": random_average_precision(count, total),
         "auroc": area,
         "auroc_p_value": p_value,
     }
 
 
-def random_average_precision(poisoned: int, total: int) -> float:
-    """Expected average precision of a random order: `(H_n + (n - H_n) (r - 1) / (n - 1)) / n`, exact.
+def average_precision(scores: Tensor, poisoned: Tensor) -> float:
+    """Mean precision at the depths of the poisoned rows, expected over the order of ties, exact.
 
-    H_n is the n-th harmonic number. The row at depth k is poisoned with probability r/n, and each of the k - 1 rows
-    before it then with (r - 1)/(n - 1).
+    Of t tied rows, of which q are poisoned, the j-th is poisoned with probability q/t, and each of the j - 1 tied ones
+    before it then with (q - 1)/(t - 1).
+
+    Args:
+        scores: (n,), higher first, no NaN.
+        poisoned: (n,) bool, at least one.
+
+    Returns:
+        The average precision in (0, 1].
+    """
+    _, block, tied = np.unique(-scores.double().cpu().numpy(), return_inverse=True, return_counts=True)
+    hits = np.bincount(block, weights=poisoned.cpu().numpy())
+    above, found = np.cumsum(tied) - tied, np.cumsum(hits) - hits
+    # One entry for every depth, of the block of ties that it lies in.
+    at, depth = np.repeat(np.arange(len(tied)), tied), np.arange(1, len(scores) + 1)
+    others = (depth - 1 - above[at]) * ((hits - 1) / np.maximum(tied - 1, 1))[at]
+    return float(((hits / tied)[at] * (found[at] + 1 + others) / depth).sum() / hits.sum())
+
+
+def random_average_precision(poisoned: int, total: int) -> float:
+    """Expected average precision of a random order, in which all rows are tied: `average_precision` of equal scores.
+
+    It is `(H_n + (n - H_n) (r - 1) / (n - 1)) / n`, H_n the n-th harmonic number.
 
     Args:
         poisoned: r, at least 1.
@@ -208,8 +230,7 @@ def random_average_precision(poisoned: int, total: int) -> float:
     Returns:
         The expectation.
     """
-    harmonic = math.fsum(1.0 / depth for depth in range(1, total + 1))
-    return (harmonic + (total - harmonic) * (poisoned - 1) / (total - 1)) / total
+    return average_precision(torch.zeros(total), torch.arange(total) < poisoned)
 
 
 def to_frame(rankings: Mapping[str, Ranking]) -> pd.DataFrame:

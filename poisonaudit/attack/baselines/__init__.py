@@ -22,6 +22,7 @@ from poisonaudit.attack.baselines.base import Baseline, anything
 from poisonaudit.attack.baselines.gradient_canceling import gradient_canceling, needs_target
 from poisonaudit.attack.baselines.gradient_matching import gradient_matching
 from poisonaudit.attack.baselines.influence import influence
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.baselines.random_signs import random_signs
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
@@ -128,5 +129,6 @@ __all__ = [
     "influence",
     "options_of",
     "random_signs",
+    "refuse_bad_options",
     "run_baseline",
 ]

@@ -27,10 +27,10 @@ from poisonaudit.attack.baselines.art_support import (
     targets_of,
 )
 from poisonaudit.attack.baselines.base import GRADIENT, begin
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.poison import Poison
-from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
 
@@ -78,8 +78,7 @@ def art_bullseye(
         InputRefused: PA281, it does not apply, or ART fails.
         UsageError: PA304, a rate that is not above 0; PA361, PA363 or PA367 for rows and steps.
     """
-    if not learning_rate > 0:
-        raise UsageError("PA304", f"learning_rate is {learning_rate}; it must be above 0. Leave it out for 0.04.")
+    refuse_bad_options("art_bullseye", learning_rate=learning_rate, as_shipped=as_shipped)
     start = begin("art_bullseye", problem, objective, budget, rows, steps, why_not(problem, objective, budget))
     targets, split = targets_of(problem, objective), split_at_features(problem)
     assert targets is not None and not isinstance(split, str)

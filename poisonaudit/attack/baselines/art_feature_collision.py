@@ -27,10 +27,10 @@ from poisonaudit.attack.baselines.art_support import (
     targets_of,
 )
 from poisonaudit.attack.baselines.base import begin
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.poison import Poison
-from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
 
@@ -83,12 +83,7 @@ def art_feature_collision(
         UsageError: PA304, no coefficient, or one or a rate that is not above 0; PA361, PA363 or PA367 for rows and
             steps.
     """
-    if not similarity_coeffs or not all(each > 0 for each in (*similarity_coeffs, learning_rate)):
-        raise UsageError(
-            "PA304",
-            f"similarity_coeffs is {tuple(similarity_coeffs)} and learning_rate {learning_rate}; all must be above 0. "
-            "Leave them out.",
-        )
+    refuse_bad_options("art_feature_collision", similarity_coeffs=similarity_coeffs, learning_rate=learning_rate)
     start = begin("art_feature_collision", problem, objective, budget, rows, steps, why_not(problem, objective, budget))
     targets, split = targets_of(problem, objective), split_at_features(problem)
     assert targets is not None and not isinstance(split, str)

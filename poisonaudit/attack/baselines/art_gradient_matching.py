@@ -26,10 +26,10 @@ from poisonaudit.attack.baselines.art_support import (
 )
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, refused
 from poisonaudit.attack.baselines.gradient_matching import matching_loss
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import FlipPrediction, FlipPredictions, Objective
 from poisonaudit.attack.poison import Poison
-from poisonaudit.errors import UsageError
 from poisonaudit.losses import class_labels
 from poisonaudit.problem import Problem
 from poisonaudit.training import Progress
@@ -78,8 +78,7 @@ def art_gradient_matching(
         InputRefused: PA281, it does not apply, no row is of a wanted class, or ART fails.
         UsageError: PA304, restarts below 1; PA361, PA363 or PA367 for rows and steps.
     """
-    if restarts < 1:
-        raise UsageError("PA304", f"restarts is {restarts}; at least one is needed. Leave it out for 4.")
+    refuse_bad_options("art_gradient_matching", restarts=restarts)
     start = begin("art_gradient_matching", problem, objective, budget, rows, steps, why_not(problem, objective, budget))
     targets, classes = targets_of(problem, objective), class_labels(problem.y)
     assert targets is not None and classes is not None

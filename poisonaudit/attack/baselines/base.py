@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.perturbations import PerturbationSet
@@ -161,8 +162,7 @@ def begin(
     begun = time.perf_counter()
     if reason:
         raise refused(name, reason)
-    if steps < 1:
-        raise UsageError("PA367", f"steps is {steps}; at least one step is needed. Leave it out for the default.")
+    refuse_bad_options(name, steps=steps)
     chosen = dataclasses.replace(budget, choice=torch.as_tensor(rows), rows=None, share=None)
     given, most = chosen.count(problem.rows), budget.count(problem.rows)
     if given > most:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, weight_gradient, worth_telling
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.baselines.spectral import minimise
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import MatchPredictions, Objective, TargetWeights
 from poisonaudit.attack.objectives.target_weights import fitting_target, weights_of_layers
 from poisonaudit.attack.perturbations import PerturbationSet
 from poisonaudit.attack.poison import Poison, embed
-from poisonaudit.errors import UsageError
 from poisonaudit.operators import linearise
 from poisonaudit.problem import Problem
 from poisonaudit.solvers import curvature_ends, default_tolerance
@@ -74,8 +74,7 @@ def gradient_canceling(
         InputRefused: PA281, the objective has no target weights.
         UsageError: PA304, a negative `enough`; PA361, PA363 or PA367 for rows and steps.
     """
-    if not enough >= 0.0:
-        raise UsageError("PA304", f"enough is {enough}; it must be >= 0. Leave it out for 1e-6.")
+    refuse_bad_options("gradient_canceling", enough=enough)
     start = begin(
         "gradient_canceling", problem, objective, budget, rows, steps, needs_target(problem, objective, budget)
     )

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, weight_gradient, worth_telling
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.baselines.signed_steps import descend, random_start
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import FlipPrediction, FlipPredictions, Objective
 from poisonaudit.attack.poison import Poison
-from poisonaudit.errors import UsageError
 from poisonaudit.problem import Problem
-from poisonaudit.registry import unknown_name
 from poisonaudit.training import Progress
-
-SURROGATES = ("cross_entropy", "objective")
 
 
 def gradient_matching(
@@ -63,10 +60,7 @@ def gradient_matching(
         UsageError: PA301, no surrogate has that name; PA304, restarts below 1 or a rate that is not above 0; PA361,
             PA363 or PA367 for rows and steps.
     """
-    if surrogate not in SURROGATES:
-        raise unknown_name(surrogate, SURROGATES, "surrogate")
-    if restarts < 1 or not rate > 0:
-        raise UsageError("PA304", f"restarts is {restarts} and rate {rate}; both must be above 0. Leave them out.")
+    refuse_bad_options("gradient_matching", surrogate=surrogate, restarts=restarts, rate=rate)
     start = begin("gradient_matching", problem, objective, budget, rows, steps)
     if surrogate == "cross_entropy" and isinstance(objective, FlipPrediction | FlipPredictions):
         aimed: Objective = dataclasses.replace(objective, surrogate="cross_entropy")

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from poisonaudit.attack.baselines.base import GRADIENT, GRADIENT_OF_GRADIENT, begin, weight_gradient, worth_telling
+from poisonaudit.attack.baselines.options import refuse_bad_options
 from poisonaudit.attack.baselines.signed_steps import descend
 from poisonaudit.attack.budget import Budget
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.attack.outcome import TestRows, outcome
 from poisonaudit.attack.poison import Poison, embed
-from poisonaudit.errors import NumericalFailure, UsageError
+from poisonaudit.errors import NumericalFailure
 from poisonaudit.problem import Problem
 from poisonaudit.sensitivity import coderivative, graphical_derivative
 from poisonaudit.training import Progress
@@ -60,11 +61,10 @@ def influence(
         `<u, R(x + mu, w) - R(x, w)>`, an estimate of the change of A. Products are those beyond a factorisation of H.
 
     Raises:
-        UsageError: PA304, negative damping; PA361, PA363 or PA367 for rows and steps.
+        UsageError: PA304, damping outside [0, 1e6]; PA361, PA363 or PA367 for rows and steps.
         NumericalFailure: PA431, the solve gave no finite answer.
     """
-    if not 0.0 <= damping < float("inf"):
-        raise UsageError("PA304", f"damping is {damping}; it must be finite and >= 0. Leave it out for 0.01.")
+    refuse_bad_options("influence", damping=damping, test=test)
     start = begin("influence", problem, objective, budget, rows, steps)
     if progress is not None:
         progress("influence: adjoint solve", 0.0)

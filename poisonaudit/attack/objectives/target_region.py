@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.arguments import finite_number
+from poisonaudit.attack.arguments import as_tensor
+from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.problem import Problem
 
 
@@ -36,10 +38,18 @@ class HalfSpace:
     Attributes:
         normal: (p,), not zero.
         offset: number.
+
+    Raises:
+        UsageError: PA376, the offset is no finite number.
+        InputRefused: PA127, the normal holds no numbers.
     """
 
     normal: Tensor
     offset: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "normal", as_tensor(self.normal, "the normal"))
+        object.__setattr__(self, "offset", _number(self.offset, "offset"))
 
     def nearest(self, weights: Tensor) -> Tensor:
         """Along the normal, as far as is missing."""
@@ -63,10 +73,18 @@ class Ball:
     Attributes:
         centre: (p,).
         radius: >= 0.
+
+    Raises:
+        UsageError: PA376, the radius is no finite number.
+        InputRefused: PA127, the centre holds no numbers.
     """
 
     centre: Tensor
     radius: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "centre", as_tensor(self.centre, "the centre"))
+        object.__setattr__(self, "radius", _number(self.radius, "radius"))
 
     def nearest(self, weights: Tensor) -> Tensor:
         """On the line to the centre."""
@@ -91,10 +109,17 @@ class Box:
     Attributes:
         lower: (p,).
         upper: (p,).
+
+    Raises:
+        InputRefused: PA127, a limit holds no numbers.
     """
 
     lower: Tensor
     upper: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lower", as_tensor(self.lower, "the lower limit"))
+        object.__setattr__(self, "upper", as_tensor(self.upper, "the upper limit"))
 
     def nearest(self, weights: Tensor) -> Tensor:
         """Weight by weight."""
@@ -116,11 +141,18 @@ class TargetRegion:
 
     Attributes:
         region: HalfSpace, Ball or Box.
+
+    Raises:
+        UsageError: PA314, the region is something else.
     """
 
     region: HalfSpace | Ball | Box
 
     kind = "target_region"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.region, HalfSpace | Ball | Box):
+            raise wrong_type("TargetRegion", "region", self.region, "Pass a HalfSpace, a Ball or a Box of weights.")
 
     def bind(self, problem: Problem) -> RegionGoal:
         """The objective at a clean trained problem.
@@ -201,11 +233,18 @@ class RegionGoal:
         return body | {"clean_distance": self.distance(self.problem.weights)}
 
 
+def _number(value: object, what: str) -> float:
+    found = finite_number(value)
+    if found is None:
+        raise UsageError("PA376", f"the region's {what} is {value!r}; a finite number is needed. Pass {what}=1.0, say.")
+    return found
+
+
 def _refuse_empty(region: HalfSpace | Ball | Box) -> None:
     if isinstance(region, HalfSpace):
-        empty = not bool(region.normal.any()) or not math.isfinite(region.offset)
+        empty = not bool(region.normal.any())
     elif isinstance(region, Ball):
-        empty = not 0.0 <= region.radius < math.inf
+        empty = region.radius < 0.0
     else:
         empty = bool((region.lower > region.upper).any())
     if empty:

@@ -25,7 +25,7 @@ from poisonaudit.cli.pipeline.stages import Stages, make_procedures, staged_retr
 from poisonaudit.cli.pipeline.train import weights_metadata
 from poisonaudit.cli.pipeline.victim import Victim, assemble, tensors_of, unit_of
 from poisonaudit.config.load import plain
-from poisonaudit.config.schema import AttackConfig
+from poisonaudit.config.schema import AttackConfig, Training
 from poisonaudit.data import refuse_folder_export
 from poisonaudit.errors import UsageError
 from poisonaudit.results import AttackResult, finite
@@ -209,10 +209,8 @@ def check_fit(config: AttackConfig, victim: Victim) -> tuple[str, ...]:
 def load_victim(config: AttackConfig, trust_code: bool, report: Reporter) -> Victim:
     """The victim before any training: stored by `train`, foreign weights, or a model with fresh weights."""
     if config.victim is not None:
-        if config.model is not None or config.data is not None:
-            report.note(
-                f"{config.victim} is attacked as it was trained; the recipe's own model and training are not used."
-            )
+        if unused := _unused(config):
+            report.note(f"{config.victim} is attacked as it was trained; not used: {', '.join(unused)}.")
         return stored_victim(Path(config.victim), device=config.device, trust_code=trust_code, report=report)
     if config.decay is None:
         report.warn("the recipe names no decay; 0 is used")
@@ -228,6 +226,13 @@ def load_victim(config: AttackConfig, trust_code: bool, report: Reporter) -> Vic
         trust_code=trust_code,
         report=report,
     )
+
+
+def _unused(config: AttackConfig) -> list[str]:
+    """Keys of a recipe that say how a victim is trained, with their values, where a stored one is attacked."""
+    named = {name: getattr(config, name) for name in ("model", "data", "loss", "decay", "limit")}
+    unused = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return unused + [f"training.tolerance={config.training.tolerance:g}"] * (config.training != Training())
 
 
 def clean_victim(config: AttackConfig, stages: Stages, report: Reporter) -> Victim:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from poisonaudit.attack import Budget, Poison
-from poisonaudit.attack.baselines import BASELINES, applicable, options_of, run_baseline
+from poisonaudit.attack.baselines import BASELINES, applicable, options_of, refuse_bad_options, run_baseline
 from poisonaudit.attack.objectives import Objective
 from poisonaudit.cli.pipeline.crafting import baseline_done, store_poison, stored_poison
 from poisonaudit.cli.pipeline.defences import detected
@@ -21,13 +21,14 @@ ALL = "all"
 
 
 def check_baselines(config: AttackConfig) -> None:
-    """Every baseline and every option of one exists.
+    """Every baseline and every option of one exists, and no option has a value that it cannot have.
 
     Args:
         config: the recipe.
 
     Raises:
-        UsageError: PA301, there is no such baseline or option; PA304, an option is no number where one is needed.
+        UsageError: PA301, there is no such baseline or option; PA304 and PA367, an option has a value that no run can
+            have.
     """
     for name, options in config.baselines.items():
         if name == ALL:
@@ -38,12 +39,7 @@ def check_baselines(config: AttackConfig) -> None:
         for option in options:
             if option not in known:
                 raise unknown_name(option, known, f"option of {name}")
-            usual = known[option]
-            number = isinstance(usual, int | float) and not isinstance(usual, bool)
-            if number and not (isinstance(options[option], int | float) and not isinstance(options[option], bool)):
-                raise UsageError(
-                    "PA304", f"{name}: {option} is {options[option]!r}; a number is needed, {usual} is usual."
-                )
+        refuse_bad_options(name, **options)
 
 
 def baseline_names(config: AttackConfig) -> list[str]:

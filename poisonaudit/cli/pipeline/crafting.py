@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from poisonaudit.attack import Budget, Poison, craft
@@ -14,6 +15,7 @@ from poisonaudit.cli.pipeline.goals import make_budget, positions_of
 from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
 from poisonaudit.config.schema import AttackConfig
+from poisonaudit.errors import PoisonAuditError, StorageError
 from poisonaudit.store import RunFolder
 from poisonaudit.verify import Trainer, loose_trainer
 
@@ -102,14 +104,18 @@ def stored_state(folder: RunFolder) -> CraftState | None:
 
     Returns:
         The state, to be handed to `craft`.
+
+    Raises:
+        StorageError: PA505, a file does not hold what a run stores there.
     """
     if not (folder.exists(_STATE) and folder.exists(_STATE_FACTS)):
         return None
-    facts: dict[str, Any] = {key: value for key, value in folder.read_json(_STATE_FACTS).items() if key != "schema"}
-    tensors, count = folder.read_tensors(_STATE), len(facts["values"])
-    if len(tensors["deltas"]) < count:
-        return None
-    return CraftState.of({key: each if key == "rows" else each[:count] for key, each in tensors.items()}, facts)
+    with _as_stored(folder, _STATE_FACTS):
+        facts: dict[str, Any] = {key: value for key, value in folder.read_json(_STATE_FACTS).items() if key != "schema"}
+        tensors, count = folder.read_tensors(_STATE), len(facts["values"])
+        if len(tensors["deltas"]) < count:
+            return None
+        return CraftState.of({key: each if key == "rows" else each[:count] for key, each in tensors.items()}, facts)
 
 
 def store_poison(folder: RunFolder, victim: Victim, poison: Poison, recipe: str, name: str = "") -> None:
@@ -131,27 +137,57 @@ def store_poison(folder: RunFolder, victim: Victim, poison: Poison, recipe: str,
 
 
 def stored_poison(folder: RunFolder, victim: Victim, budget: Budget, objective: Objective, name: str = "") -> Poison:
-    """A poison of an interrupted run, of the run itself or of a baseline; baselines have the clean weights."""
+    """A poison of an interrupted run, of the run itself or of a baseline; baselines have the clean weights.
+
+    Args:
+        folder: of the run.
+        victim: gives ids of rows.
+        budget: of the run.
+        objective: of the run.
+        name: of a baseline; "" for the run's own attack.
+
+    Returns:
+        The poison.
+
+    Raises:
+        StorageError: PA505, a file does not hold what a run stores there.
+    """
     tensors, facts_file = _files(name)
-    facts: Mapping[str, Any] = folder.read_json(facts_file)
-    stored, weights = folder.read_tensors(tensors), victim.problem.weights
-    if not name:
-        weights = Stages(folder, victim, Reporter()).weights("crafted", lambda: victim.problem.weights)
-    rows = stored["rows"].new_tensor(positions_of(stored["rows"].tolist(), victim)).to(victim.problem.device)
-    return Poison(
-        rows=rows,
-        delta=stored["delta"].to(victim.problem.x),
-        predicted=facts["predicted"],
-        history=tuple(facts["history"]),
-        budget=budget,
-        objective=objective,
-        weights=weights,
-        products=int(facts["products"]),
-        seconds=float(facts["seconds"]),
-        notes=tuple(facts["notes"]),
-        method=str(facts.get("method", name or "solution_set")),
-        gradients=int(facts.get("gradients", 0)),
-    )
+    with _as_stored(folder, facts_file):
+        facts: Mapping[str, Any] = folder.read_json(facts_file)
+        stored, weights = folder.read_tensors(tensors), victim.problem.weights
+        if not name:
+            weights = Stages(folder, victim, Reporter()).weights("crafted", lambda: victim.problem.weights)
+        rows = stored["rows"].new_tensor(positions_of(stored["rows"].tolist(), victim)).to(victim.problem.device)
+        return Poison(
+            rows=rows,
+            delta=stored["delta"].to(victim.problem.x),
+            predicted=dict(facts["predicted"]),
+            history=tuple(dict(line) for line in facts["history"]),
+            budget=budget,
+            objective=objective,
+            weights=weights,
+            products=int(facts["products"]),
+            seconds=float(facts["seconds"]),
+            notes=tuple(facts["notes"]),
+            method=str(facts.get("method", name or "solution_set")),
+            gradients=int(facts.get("gradients", 0)),
+        )
+
+
+@contextmanager
+def _as_stored(folder: RunFolder, name: str) -> Iterator[None]:
+    """Whatever is amiss with what was read is damage to the file, told in one line."""
+    try:
+        yield
+    except PoisonAuditError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            "PA505",
+            f"{folder.path / name} does not hold what a run stores there ({type(error).__name__}: {error}). Restore "
+            "it, or run the command again in another folder.",
+        ) from error
 
 
 def baseline_done(folder: RunFolder, name: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from poisonaudit.attack import Budget
 from poisonaudit.cli.pipeline.victim import Victim
 from poisonaudit.config.schema import BudgetConfig
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import UsageError, counted
 from poisonaudit.registry import unknown_name
 
 
@@ -79,7 +79,7 @@ def check_choice(config: BudgetConfig, objective: str, victim: Victim) -> None:
     there = int((victim.data.y_train == label).sum())
     if there < count:
         raise UsageError(
-            "PA342", f"class {label} has {there} training rows, {count} are to be perturbed. Ask for fewer."
+            "PA342", f"class {label} has {counted(there, 'training row')}, {count} are to be perturbed. Ask for fewer."
         )
 
 
