@@ -23,7 +23,7 @@ from torch import Tensor
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.graph import Graph, Node, Slopes, interval_slopes
 from poisonaudit.lipschitz.linear_maps import LinearMap
-from poisonaudit.lipschitz.unit import UNIT, gamma
+from poisonaudit.lipschitz.unit import TINY, UNIT, gamma
 
 # Numbers in the columns of one form: 512 MiB.
 COLUMN_ENTRIES = 2**26
@@ -54,7 +54,7 @@ class AffineForm:
         lost = gamma(step.roundings + 4) * absolute.apply(sizes[None])[0]
         spread = absolute.apply(self.slack[None])[0]
         stacked = step.apply(torch.cat([self.centre[None], self.columns]))
-        return AffineForm(stacked[0], stacked[1:], (spread + lost) * _more(step.roundings) + _TINY)
+        return AffineForm(stacked[0], stacked[1:], (spread + lost) * _more(step.roundings) + TINY)
 
     def plus(self, other: AffineForm) -> AffineForm:
         """Sum, columns of the same number being the same."""
@@ -104,9 +104,6 @@ class AffineForm:
         centre = slopes * self.centre + offset
         lost = 4 * UNIT * (centre.abs() + offset.abs() + (slopes * self.columns).abs().sum(0))
         return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4))
-
-
-_TINY = 2.0**-1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +238,7 @@ class _Walk:
         turned = deviation.scaled(middle, torch.zeros_like(own), radius * reach * (1 + 4 * UNIT), self.cone_columns)
         value = activation.module(own)
         steepest = torch.maximum(least.abs(), most.abs())
-        lost = steepest * cone.slack * (1 + 4 * UNIT) + 64 * UNIT * value.abs()
+        lost = steepest * cone.slack * (1 + 4 * UNIT) + activation.error(own, value)
         lost = lost + activation.jump(torch.minimum(low, own - cone.slack), torch.maximum(high, own + cone.slack))
         cone = AffineForm(value, turned.columns, turned.slack + lost)
         self.cone_columns = max(self.cone_columns, len(cone.columns))
@@ -259,8 +256,9 @@ class _Walk:
             middle = 0.5 * (low + high)
             reach = torch.maximum(high - middle, middle - low)
             steep = torch.maximum((slopes[1] - slope).abs(), (slopes[0] - slope).abs()) * reach * (1 + 8 * UNIT)
-            at = activation.module(middle) - slope * middle
-            room = 80 * UNIT * ((slope * middle).abs() + activation.module(middle).abs())
+            value = activation.module(middle)
+            at = value - slope * middle
+            room = 16 * UNIT * ((slope * middle).abs() + value.abs()) + activation.error(middle, value)
             steep = steep + activation.jump(low, high)
             bottom, top = at - steep - room, at + steep + room
         offset = 0.5 * (bottom + top)
