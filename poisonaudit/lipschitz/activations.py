@@ -55,17 +55,41 @@ _PLAIN_ERROR = 4 * UNIT
 _CANCELLING = (nn.GELU, nn.Tanhshrink)
 # Where the slope of one of these is zero, it is constant nearby.
 _PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
-# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded
-# to float32 for Hardsigmoid (torch 2.15).
-_OWN_SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU: lambda z: (z > 0.0).to(z.dtype),
-    nn.Tanh: lambda z: torch.cosh(z).square().reciprocal(),
-    nn.Sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
-    nn.LogSigmoid: lambda z: torch.sigmoid(-z),
-    nn.Softsign: lambda z: (1.0 + z.abs()).square().reciprocal(),
-    nn.Tanhshrink: lambda z: torch.tanh(z).square(),
-    nn.Hardsigmoid: lambda z: (z.abs() < 3.0).to(z.dtype) / 6.0,
-    nn.Identity: torch.ones_like,
+
+
+def _gelu_slope(layer: Any, z: Tensor) -> Tensor:
+    z = z.clamp(-100.0, 100.0)  # constant beyond, to 2^-1022
+    if layer.approximate == "tanh":
+        inner = math.sqrt(2.0 / math.pi) * z * (1.0 + 0.044715 * z.square())
+        steep = math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * z.square())
+        return torch.sigmoid(2.0 * inner) + 0.5 * z * steep / torch.cosh(inner).square()
+    return 0.5 * (1.0 + torch.erf(z * math.sqrt(0.5))) + z * torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
+
+
+def _silu_slope(layer: Any, z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * (1.0 + z * torch.sigmoid(-z))
+
+
+def _mish_slope(layer: Any, z: Tensor) -> Tensor:
+    soft = torch.logaddexp(z, torch.zeros_like(z))
+    return torch.tanh(soft) + z * torch.sigmoid(z) / torch.cosh(soft).square()
+
+
+# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and for
+# Hardsigmoid 1/6, for CELU 1/alpha rounded to float32 (torch 2.15).
+_OWN_SLOPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.ReLU: lambda layer, z: (z > 0.0).to(z.dtype),
+    nn.CELU: lambda layer, z: torch.exp((z / layer.alpha).clamp_max(0.0)),
+    nn.Tanh: lambda layer, z: torch.cosh(z).square().reciprocal(),
+    nn.Sigmoid: lambda layer, z: torch.sigmoid(z) * torch.sigmoid(-z),
+    nn.GELU: _gelu_slope,
+    nn.SiLU: _silu_slope,
+    nn.Mish: _mish_slope,
+    nn.LogSigmoid: lambda layer, z: torch.sigmoid(-z),
+    nn.Softsign: lambda layer, z: (1.0 + z.abs()).square().reciprocal(),
+    nn.Tanhshrink: lambda layer, z: torch.tanh(z).square(),
+    nn.Hardsigmoid: lambda layer, z: (z.abs() < 3.0).to(z.dtype) / 6.0,
+    nn.Identity: lambda layer, z: torch.ones_like(z),
 }
 
 
@@ -120,7 +144,7 @@ class Activation:
     def slopes(self, z: Tensor) -> Tensor:
         """The derivative at pre-activations `z`; meaningless at a kink."""
         if self.kind in _OWN_SLOPES:
-            return _OWN_SLOPES[self.kind](z.detach())
+            return _OWN_SLOPES[self.kind](self.module, z.detach())
         point = z.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.module(point).sum(), point)
@@ -189,6 +213,8 @@ class Activation:
         if not self.piecewise_linear:
             room = _SMOOTH_ERROR * torch.maximum(upper.abs(), lower.abs())
             least, most = least - room, most + room
+        elif self.kind is nn.Hardsigmoid:  # 1/6 is rounded; 0 is not
+            least, most = least * (1.0 - _PLAIN_ERROR), most * (1.0 + _PLAIN_ERROR)
         return torch.maximum(least, lower), torch.minimum(most, upper)
 
     def chord_range(self, centre: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
