@@ -7,9 +7,9 @@ by a chord's slope c +- rho, so every unstable neuron adds a column rho |deviati
 (Singh et al., 2018). Whichever is narrowest at a neuron serves all three from there on.
 
 Rounding is carried along as one more radius per entry (`slack`), propagated through absolute values: what an operation
-may have lost, at most gamma_k times the sum of its absolute terms, is added where it happens. Therefore the
-ranges hold for the exact network with the float64 weights, up to the accuracy of the library's tanh, exp and erf for
-smooth activations (see `activations`).
+may have lost, at most gamma_k times the sum of its absolute terms and a little for underflow, is added where that
+happens. Therefore the ranges hold for the exact network with the float64 weights, up to the accuracy of the library's
+tanh, exp and erf for smooth activations (see `activations`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.graph import Graph, Node, Slopes, interval_slopes
-from poisonaudit.lipschitz.linear_maps import LinearMap
+from poisonaudit.lipschitz.linear_maps import LinearMap, steps_of
 from poisonaudit.lipschitz.unit import TINY, UNIT, gamma
 
 # Numbers in the columns of one form: 512 MiB.
@@ -49,6 +49,12 @@ class AffineForm:
 
     def through(self, step: LinearMap) -> AffineForm:
         """Image under a linear map."""
+        form = self
+        for part in steps_of(step):  # what underflows on the way may be magnified behind it
+            form = form._through(part)
+        return form
+
+    def _through(self, step: LinearMap) -> AffineForm:
         absolute = step.absolute()
         sizes = self.centre.abs() + self.columns.abs().sum(0)
         lost = gamma(step.roundings + 4) * absolute.apply(sizes[None])[0]
@@ -78,6 +84,8 @@ class AffineForm:
     def scaled(self, slopes: Tensor, offset: Tensor, fresh: Tensor, before: int) -> AffineForm:
         """`slopes * form + offset`, and a fresh column of size `fresh` for every entry where it is not 0.
 
+        What these and their last few operations lost to underflow is counted here.
+
         Args:
             slopes: like a row.
             offset: like a row.
@@ -103,7 +111,7 @@ class AffineForm:
         columns = columns.reshape(len(columns), *shape)
         centre = slopes * self.centre + offset
         lost = 4 * UNIT * (centre.abs() + offset.abs() + (slopes * self.columns).abs().sum(0))
-        return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4))
+        return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4) + TINY)
 
 
 @dataclass(frozen=True, eq=False)
