@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import decimal
+import math
+from decimal import Decimal
+
 import pytest
 import torch
 from lipschitz_references import draw, enumerate_k, norm_of
@@ -9,7 +14,7 @@ from torch import nn
 
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import SLOPES
-from poisonaudit.lipschitz import UPPER_BOUNDS, lipschitz_bounds
+from poisonaudit.lipschitz import UPPER_BOUNDS, lipschitz_bounds, local_lipschitz
 from poisonaudit.lipschitz.activations import activation_of
 from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.jacobians import smoothed_slopes
@@ -66,18 +71,116 @@ def test_bounds_hold_for_every_activation(layer, norm):
     assert bool((change <= bounds.certified * torch.linalg.vector_norm(moved - points, order, dim=1)).all())
 
 
+class Celu(nn.Module):
+    def __init__(self, alpha):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, z):
+        return torch.where(z > 0, z, self.alpha * torch.expm1(z / self.alpha))
+
+
+def differentiable(model):
+    """The same where torch 2.15 differentiates with 1/6 (Hardsigmoid) or 1/alpha (CELU) in float32."""
+    twin = copy.deepcopy(model)
+    for place, layer in enumerate(twin):
+        if isinstance(layer, nn.CELU):
+            twin[place] = Celu(layer.alpha)
+        elif isinstance(layer, nn.Hardsigmoid):
+            twin[place] = nn.Sequential(nn.Linear(5, 5), nn.Hardtanh(0.0, 1.0)).double()
+            twin[place][0].weight.data.copy_(torch.eye(5, dtype=torch.float64) / 6.0)
+            twin[place][0].bias.data.fill_(0.5)
+    return twin
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_scores_are_norms_of_the_true_jacobian_off_the_kinks(layer):
     model = net(layer, seed=2)
+    twin = differentiable(model)
     graph = graph_of(read_network(model))
     x = 2.0 * torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for norm in ("linf", "l1", "l2"):
         found = attained_norms(graph, norm, x)
         for point, value in zip(x, found, strict=True):
-            jacobian = torch.autograd.functional.jacobian(lambda row: model(row[None])[0], point)
-            # torch 2.15 differentiates Hardsigmoid with 1/6 in float32.
-            room = 1e-6 if isinstance(layer, nn.Hardsigmoid) else 1e-12
-            assert float(value) == pytest.approx(norm_of(jacobian, norm), rel=room)
+            jacobian = torch.autograd.functional.jacobian(lambda row: twin(row[None])[0], point)
+            assert float(value) == pytest.approx(norm_of(jacobian, norm), rel=1e-12)
+
+
+def sigmoid(z):
+    return 1 / (1 + (-z).exp())
+
+
+def tanh(z):
+    return 2 * sigmoid(2 * z) - 1
+
+
+def celu(alpha, scale=1):
+    return lambda z: scale * z if z > 0 else scale * alpha * ((z / alpha).exp() - 1)
+
+
+def elu(alpha, scale=1):
+    return lambda z: scale * z if z > 0 else scale * alpha * (z.exp() - 1)
+
+
+def gelu_tanh(z):
+    return z * sigmoid(2 * (2 / Decimal(math.pi)).sqrt() * (z + Decimal("0.044715") * z**3))
+
+
+FUNCTIONS = [
+    (nn.Tanh(), tanh),
+    (nn.Sigmoid(), sigmoid),
+    (nn.GELU("tanh"), gelu_tanh),
+    (nn.SiLU(), lambda z: z * sigmoid(z)),
+    (nn.Mish(), lambda z: z * tanh((1 + z.exp()).ln())),
+    (nn.ELU(0.7), elu(Decimal(0.7))),
+    (nn.SELU(), elu(Decimal("1.6732632423543772848170429916717"), Decimal("1.0507009873554804934193349852946"))),
+    (nn.CELU(0.7), celu(Decimal(0.7))),
+    (nn.CELU(0.1), celu(Decimal(0.1))),
+    (nn.CELU(3.3), celu(Decimal(3.3))),
+    (nn.Softplus(0.3), lambda z: (1 + (Decimal(0.3) * z).exp()).ln() / Decimal(0.3)),
+    (nn.Softsign(), lambda z: z / (1 + abs(z))),
+    (nn.LogSigmoid(), lambda z: -(1 + (-z).exp()).ln()),
+    (nn.Tanhshrink(), lambda z: z - tanh(z)),
+    (nn.Hardswish(), lambda z: z * min(max(z + 3, 0), 6) / 6),
+    (nn.Hardsigmoid(), lambda z: Decimal(min(max(z + 3, 0), 6)) / 6),
+]
+
+
+@pytest.mark.parametrize(("layer", "function"), FUNCTIONS, ids=lambda value: str(value)[:30])
+def test_derivatives_are_exact_but_for_a_few_roundings(layer, function):
+    activation = activation_of(layer, type(layer))
+    z = torch.tensor(
+        [-36.94, -18.84, -9.3, -7.152, -4.2, -2.3, -1.0, -0.4, -1e-3, -1e-7, -1e-12]
+        + [1e-12, 1e-5, 0.3, 0.9, 1.42, 2.6, 5.1, 7.2, 18.84, 36.94],
+        dtype=torch.float64,
+    )
+    slopes = activation.slopes(z)
+    least, most = activation.slope_range(z, z)
+    lower, upper = activation.ends((1,))
+    room = Decimal(6 * 2.0**-53 * max(1.0, float(upper)))
+    step = Decimal("1e-30")
+    with decimal.localcontext(prec=120):
+        for number, place in enumerate(z.tolist()):
+            exact = (function(Decimal(place) + step) - function(Decimal(place) - step)) / (2 * step)
+            assert abs(Decimal(float(slopes[number])) - exact) <= room, place
+            spare = Decimal("1e-50")
+            assert Decimal(float(least[number])) - spare <= exact <= Decimal(float(most[number])) + spare, place
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.7, 1.3])
+def test_local_constants_of_celu_lie_around_the_true_ones(alpha):
+    model = nn.Sequential(nn.Linear(1, 1), nn.CELU(alpha), nn.Linear(1, 1)).double().eval()
+    for linear in (model[0], model[2]):
+        linear.weight.data.fill_(1.0)
+        linear.bias.data.zero_()
+    x = torch.tensor([[-1e-3]], dtype=torch.float64)
+    (found,) = local_lipschitz(model, x, 1e-3 - 1e-12)
+    # The slope at -2e-12, inside the ball.
+    assert found.upper >= math.exp(-2e-12 / alpha)
+    assert found.lower <= math.exp(-0.9e-12 / alpha)
+    assert found.lower <= found.upper <= 1.0 + 1e-12
+    bounds = lipschitz_bounds(model, x=-torch.rand(50, 1, generator=torch.Generator().manual_seed(0)) * 1e-6 - 1e-8)
+    assert bounds.lower <= bounds.certified
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)

@@ -96,6 +96,28 @@ def test_many_steps_come_to_an_end(steps):
     assert 0 <= float(fine - coarse) <= 2.0**-20
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("largest", "steps"), [(1e-300, 100), (5e-324, 1), (5e-324, 100), (3e-323, 2), (3.5e-323, 10), (1e-310, 40)]
+)
+def test_radii_whose_least_step_underflows_come_to_an_end(largest, steps):
+    net, x = small(), X[:1]
+    found = certified_radii(net, x, net(x).argmax(1), largest=largest, steps=steps)
+    assert found.radii.tolist() == [largest]
+
+
+@pytest.mark.timeout(60)
+def test_the_smallest_radii_are_bisected():
+    # The label stays up to 1.2e-320, 2429 times the smallest number; the slack for underflow alone is more than that.
+    net = nn.Sequential(nn.Linear(1, 2, bias=False)).double().eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    found = certified_radii(
+        net, torch.full((1, 1), 1.2e-320, dtype=torch.float64), torch.tensor([0]), largest=1e-318, steps=100
+    )
+    assert 0.0 <= float(found.radii) <= 1.2e-320
+
+
 class Own(nn.Module):
     def __init__(self, body):
         super().__init__()

@@ -11,9 +11,13 @@ from lipschitz_references import exact_k, exact_k3, exact_k5, one_product
 from torch import nn
 
 from poisonaudit.layers import SLOPES
-from poisonaudit.lipschitz import lipschitz_bounds
+from poisonaudit.lipschitz import certified_radii, lipschitz_bounds, local_lipschitz
+from poisonaudit.lipschitz.all_bounds import graph_bounds
+from poisonaudit.lipschitz.dense_graph import graph_of
 from poisonaudit.lipschitz.enumeration import enumerated_constant
 from poisonaudit.lipschitz.network import chain_of, read_network
+from poisonaudit.lipschitz.pushing import pushing_plan
+from poisonaudit.lipschitz.reading import read_graph
 from poisonaudit.lipschitz.rounding import certified_bounds, operation_count
 from poisonaudit.lipschitz.sign_coupled import entries_of
 from poisonaudit.lipschitz.upper import norm_of_sum_bound
@@ -195,3 +199,62 @@ def test_extreme_scales_neither_overflow_nor_vanish():
         assert getattr(bounds, name) == pytest.approx(getattr(plain, name), rel=1e-12), name
     overflowing = lipschitz_bounds([matrix * 1e200 for matrix in _power(0, sizes)])
     assert overflowing.certified == overflowing.best == math.inf
+
+
+class Tiny(nn.Module):
+    """Exactly 1e200 x (for x > 0), while 1e-400 between the factors underflows."""
+
+    def __init__(self, pictures, relu):
+        super().__init__()
+        self.relu = relu
+        self.register_buffer("scale", torch.tensor(1e-200, dtype=torch.float64))
+        layers = [nn.Conv1d(1, 1, 1, bias=False) if pictures else nn.Linear(1, 1, bias=False) for _ in range(3)]
+        for layer, factor in zip(layers, (1e-200, 1e300, 1e300), strict=True):
+            layer.double().weight.data.fill_(factor)
+        self.first, self.second, self.third = layers
+
+    def forward(self, x):
+        hidden = self.first(x) * self.scale
+        return self.third(self.second(torch.relu(hidden) if self.relu else hidden))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("pictures", [False, True])
+def test_products_that_underflow_on_the_way_count(pictures, relu, norm):
+    model, shape = Tiny(pictures, relu).eval(), ((1, 5) if pictures else (1,))
+    bounds = lipschitz_bounds(model, norm, input_shape=shape)
+    assert 1e200 <= bounds.certified <= 1.000001e200 and bounds.lower <= bounds.certified
+    assert graph_bounds(read_graph(model, shape), norm, 1e11).certified >= 1e200
+    (near,) = local_lipschitz(model, torch.ones(1, *shape), 0.1, norm, search_work=0)
+    assert near.upper >= 1e200
+
+
+def test_rows_that_underflow_on_the_way_back_count():
+    # 1e300 1e-200 1e-200 = 1e-100; an output alone is read backwards, and the last two factors are 0.
+    shapes = ((16, 16, 1e300), (16, 16, 1e-200), (1, 16, 1e-200))
+    matrices = [torch.eye(rows, columns, dtype=torch.float64) * factor for rows, columns, factor in shapes]
+    graph = graph_of(read_network(matrices))
+    assert pushing_plan(graph).pulled
+    assert graph_bounds(graph, "linf", 1e11).certified >= 1e-100
+
+
+@pytest.mark.parametrize("layers", ["activation", "maps"])
+def test_radii_count_what_underflows(layers):
+    """Float64 computes 0 for the first logit, exactly it is -1e50 or 1e100."""
+    if layers == "activation":
+        body = nn.Sequential(nn.Linear(1, 1), nn.LeakyReLU(1e-200), nn.Linear(1, 1), nn.Linear(1, 2))
+        factors, other, x = (1e-200, 1e250, [[1e200], [0.0]]), -1.0, -1.0
+    else:
+        body = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 2))
+        factors, other, x = (1e-200, 1e-200, 1e300, [[1e200], [0.0]]), 1.0, 1.0
+    linears = [layer for layer in body.double() if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for linear, factor in zip(linears, factors, strict=True):
+            linear.weight.copy_(torch.tensor(factor, dtype=torch.float64))
+            linear.bias.zero_()
+        linears[-1].bias[1] = other
+    row = torch.full((1, 1), x, dtype=torch.float64)
+    label = body(row).argmax(1)
+    assert int(label) == (0 if layers == "activation" else 1)  # not what it is exactly
+    assert certified_radii(body.eval(), row, label).radii.tolist() == [0.0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -59,6 +61,90 @@ def test_slopes_and_values_over_intervals(layer):
     if activation.kinks == (0.0,) and activation.piecewise_linear:
         exact = torch.where(usable, chords, math.inf).amin(0), torch.where(usable, chords, -math.inf).amax(0)
         assert float((exact[0] - first)[wide].max()) < 0.02 and float((last - exact[1])[wide].max()) < 0.02
+
+
+def exact_gelu_tanh(z):
+    inner = Decimal(2 / math.pi).sqrt() * (z + Decimal("0.044715") * z**3)
+    return z / (1 + (-2 * inner).exp())
+
+
+def exact_tanhshrink(z):
+    return z - 1 + 2 / (1 + (2 * z).exp())
+
+
+SMALL, EXTREME = nn.CELU(0.3), nn.CELU(1e300)
+EXACT = [
+    # math.erfc is off by some 1e-15 of the value; erf alone by all of it.
+    (nn.GELU(), lambda z: z / 2 * Decimal(math.erfc(-float(z) / math.sqrt(2))), (-8.4, -8.375, -7.5, -6.0, 1.0)),
+    (nn.GELU("tanh"), exact_gelu_tanh, (-9.0, -7.152, -6.9, -6.3, -1.0, 2.0)),
+    (nn.Tanhshrink(), exact_tanhshrink, (1e-8, 1e-4, -1e-3, 0.01, -0.5, 30.0)),
+    (nn.Softplus(7.3), lambda z: (1 + (Decimal(7.3) * z).exp()).ln() / Decimal(7.3), (-90.0, -73.79, -0.1, 1.0)),
+    (nn.Softplus(0.3), lambda z: (1 + (Decimal(0.3) * z).exp()).ln() / Decimal(0.3), (-2000.0, -669.2, -660.1, 5.0)),
+    (SMALL, lambda z: Decimal(0.3) * ((z / Decimal(0.3)).exp() - 1) if z < 0 else z, (-3.0, -1e-9, 2.0)),
+    (EXTREME, lambda z: z, (-1.7e-10, -3.3e-12)),  # z / alpha is subnormal
+    (nn.Softplus(1e-300), lambda z: (Decimal(1e-300) * z).exp() * Decimal(1e300), (-1e303,)),
+    (nn.LeakyReLU(1e-200), lambda z: z * Decimal(1e-200), (-1e-200, -3e-120)),
+]
+
+
+@pytest.mark.parametrize(("layer", "function", "places"), EXACT, ids=lambda value: str(value)[:30])
+def test_ranges_hold_exact_values_where_the_library_cancels_or_underflows(layer, function, places):
+    activation, lost = activation_of(layer, type(layer)), 0
+    with decimal.localcontext(prec=500):
+        for place in places:
+            z = torch.full((1,), place, dtype=torch.float64)
+            value = function(Decimal(place))
+            low, high = activation.image(z, z)
+            assert Decimal(float(low)) <= value <= Decimal(float(high)), (place, value)
+            lost += abs(value - Decimal(float(activation.module(z)))) > abs(value) * Decimal(64 * 2.0**-53)
+            # No wider than 64 roundings of the pre-activation and 256 of the value, with room.
+            room = 1e-13 * (abs(place) + abs(float(value))) + 1e-300
+            assert float(high - low) <= room or isinstance(layer, nn.CELU | nn.Softplus)
+            if abs(place) > 1e4 or layer == EXTREME:
+                continue  # cannot be run in single precision
+            graph = read_graph(nn.Sequential(nn.Identity(), layer), (1,))
+            found = activation_ranges(graph, z, 1e-300)
+            assert Decimal(float(found.low[graph.output])) <= value <= Decimal(float(found.high[graph.output]))
+            for form in (found.deviation, found.values):
+                assert abs(Decimal(float(form.centre)) - value) <= Decimal(float(form.radius()))
+    assert lost or layer == SMALL
+
+
+@pytest.mark.parametrize(
+    ("layer", "place", "threshold"),
+    [(nn.GELU(), -8.4, -4e-16), (nn.GELU("tanh"), -6.9, None), (nn.Tanhshrink(), 0.001, None)],
+    ids=str,
+)
+@pytest.mark.parametrize("scale", [1.0, 1e16])
+def test_radii_hold_for_torch_where_the_activation_cancels(layer, place, threshold, scale):
+    x = torch.tensor([[place]], dtype=torch.float64)
+    beside = 1e-16 if isinstance(layer, nn.GELU) else 1e-18
+    shifts = (beside, -beside) if threshold is None else (threshold - float(layer(x)),)
+    for shift in shifts:
+        net = nn.Sequential(nn.Linear(1, 1), layer, nn.Linear(1, 2)).double().eval()
+        with torch.no_grad():
+            net[0].weight.fill_(1.0)
+            net[0].bias.zero_()
+            net[2].weight.copy_(torch.tensor([[scale], [0.0]]))
+            net[2].bias.copy_(torch.tensor([0.0, scale * (float(layer(x)) + shift)]))
+            label = net(x).argmax(1)
+            radius = float(certified_radii(net, x, label, largest=0.1, steps=40).radii)
+            points = x + radius * torch.linspace(-1.0, 1.0, 20001, dtype=torch.float64)[:, None]
+            assert bool((net(points).argmax(1) == label).all()), radius
+
+
+def test_radii_of_gelu_are_as_large_as_the_margin_allows():
+    net = nn.Sequential(nn.Linear(1, 1), nn.GELU(), nn.Linear(1, 2)).double().eval()
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[0].bias.zero_()
+        net[2].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        net[2].bias.copy_(torch.tensor([0.0, -1e-9]))
+    x = torch.tensor([[-7.0]], dtype=torch.float64)
+    points = torch.linspace(-7.0, -6.0, 100001, dtype=torch.float64)[:, None]
+    crossing = float(points[net(points).argmax(1) == 1].min()) + 7.0
+    radius = float(certified_radii(net, x, torch.tensor([0]), largest=1.0, steps=20).radii)
+    assert 0.7 * crossing < radius <= crossing
 
 
 class Pooled(nn.Module):

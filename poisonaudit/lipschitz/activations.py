@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from poisonaudit.layers import SLOPES, SOFTPLUS_THRESHOLD
+from poisonaudit.lipschitz.unit import TINY, UNIT
 
 # Where the derivative jumps, for the layers of SLOPES that have such places.
 _KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
@@ -43,22 +45,51 @@ _BENDS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
     nn.SiLU: lambda layer: (-2.399357280515468, 2.399357280515468),
     nn.Mish: lambda layer: (-2.256376396360793, 1.4905711794854284),
 }
-# Of a library's tanh, exp or erf in relative terms, with room: what smooth ranges are widened by.
-_LIBRARY_ERROR = 64 * 2.0**-53
-_PLAIN_ERROR = 4 * 2.0**-53
+# Of a library's tanh, exp or erf in relative terms, with room.
+_LIBRARY_ERROR = 64 * UNIT
+# Of smooth values and slopes: at most three such functions meet in one (Mish), or a square of one, and a few roundings.
+_SMOOTH_ERROR = 4 * _LIBRARY_ERROR
+_PLAIN_ERROR = 4 * UNIT
+# `z / 2 (1 + erf)` and `z - tanh z` cancel: what erf or tanh, at most 1 (and |z|) in size, may be off by stays, times
+# |z| / 2 or as it is, and so do the roundings of its argument (7 u |z|). Measured: 2 u |z|.
+_CANCELLING = (nn.GELU, nn.Tanhshrink)
 # Where the slope of one of these is zero, it is constant nearby.
 _PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Softshrink)
-# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and 1/6 rounded
-# to float32 for Hardsigmoid (torch 2.15).
-_OWN_SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU: lambda z: (z > 0.0).to(z.dtype),
-    nn.Tanh: lambda z: torch.cosh(z).square().reciprocal(),
-    nn.Sigmoid: lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
-    nn.LogSigmoid: lambda z: torch.sigmoid(-z),
-    nn.Softsign: lambda z: (1.0 + z.abs()).square().reciprocal(),
-    nn.Tanhshrink: lambda z: torch.tanh(z).square(),
-    nn.Hardsigmoid: lambda z: (z.abs() < 3.0).to(z.dtype) / 6.0,
-    nn.Identity: torch.ones_like,
+
+
+def _gelu_slope(layer: Any, z: Tensor) -> Tensor:
+    z = z.clamp(-100.0, 100.0)  # constant beyond, to 2^-1022
+    if layer.approximate == "tanh":
+        inner = math.sqrt(2.0 / math.pi) * z * (1.0 + 0.044715 * z.square())
+        steep = math.sqrt(2.0 / math.pi) * (1.0 + 3.0 * 0.044715 * z.square())
+        return torch.sigmoid(2.0 * inner) + 0.5 * z * steep / torch.cosh(inner).square()
+    return 0.5 * (1.0 + torch.erf(z * math.sqrt(0.5))) + z * torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
+
+
+def _silu_slope(layer: Any, z: Tensor) -> Tensor:
+    return torch.sigmoid(z) * (1.0 + z * torch.sigmoid(-z))
+
+
+def _mish_slope(layer: Any, z: Tensor) -> Tensor:
+    soft = torch.logaddexp(z, torch.zeros_like(z))
+    return torch.tanh(soft) + z * torch.sigmoid(z) / torch.cosh(soft).square()
+
+
+# Automatic differentiation gives 1 - tanh^2 and s (1 - s), which cancel where the function saturates, and for
+# Hardsigmoid 1/6, for CELU 1/alpha rounded to float32 (torch 2.15).
+_OWN_SLOPES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.ReLU: lambda layer, z: (z > 0.0).to(z.dtype),
+    nn.CELU: lambda layer, z: torch.exp((z / layer.alpha).clamp_max(0.0)),
+    nn.Tanh: lambda layer, z: torch.cosh(z).square().reciprocal(),
+    nn.Sigmoid: lambda layer, z: torch.sigmoid(z) * torch.sigmoid(-z),
+    nn.GELU: _gelu_slope,
+    nn.SiLU: _silu_slope,
+    nn.Mish: _mish_slope,
+    nn.LogSigmoid: lambda layer, z: torch.sigmoid(-z),
+    nn.Softsign: lambda layer, z: (1.0 + z.abs()).square().reciprocal(),
+    nn.Tanhshrink: lambda layer, z: torch.tanh(z).square(),
+    nn.Hardsigmoid: lambda layer, z: (z.abs() < 3.0).to(z.dtype) / 6.0,
+    nn.Identity: lambda layer, z: torch.ones_like(z),
 }
 
 
@@ -113,7 +144,7 @@ class Activation:
     def slopes(self, z: Tensor) -> Tensor:
         """The derivative at pre-activations `z`; meaningless at a kink."""
         if self.kind in _OWN_SLOPES:
-            return _OWN_SLOPES[self.kind](z.detach())
+            return _OWN_SLOPES[self.kind](self.module, z.detach())
         point = z.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.module(point).sum(), point)
@@ -180,8 +211,10 @@ class Activation:
                 least = torch.where(inside, torch.minimum(least, value), least)
                 most = torch.where(inside, torch.maximum(most, value), most)
         if not self.piecewise_linear:
-            room = _LIBRARY_ERROR * torch.maximum(upper.abs(), lower.abs())
+            room = _SMOOTH_ERROR * torch.maximum(upper.abs(), lower.abs())
             least, most = least - room, most + room
+        elif self.kind is nn.Hardsigmoid:  # 1/6 is rounded; 0 is not
+            least, most = least * (1.0 - _PLAIN_ERROR), most * (1.0 + _PLAIN_ERROR)
         return torch.maximum(least, lower), torch.minimum(most, upper)
 
     def chord_range(self, centre: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +235,7 @@ class Activation:
         if not (self.piecewise_linear and self.kinks == (0.0,)):
             return least, most
         first, last = self._chord(centre, low), self._chord(centre, high)
-        room = _PLAIN_ERROR * (first.abs() + last.abs())
+        room = _PLAIN_ERROR * (first.abs() + last.abs()) + sys.float_info.min
         ends = torch.minimum(first, last) - room, torch.maximum(first, last) + room
         # Next to the centre the quotient is all rounding: there the derivatives are as good.
         usable = torch.isfinite(first) & torch.isfinite(last)
@@ -246,6 +279,7 @@ class Activation:
     def image(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Range of the function over [low, high], rounded outwards."""
         first, last = self.module(low), self.module(high)
+        room = torch.maximum(self.error(low, first), self.error(high, last)) + self.jump(low, high)
         if bool((self.ends(low.shape)[0] >= 0).all()):
             lower, upper = first, last
         else:
@@ -254,9 +288,31 @@ class Activation:
             width = high - low
             lower = first + torch.minimum(least, torch.zeros_like(least)) * width
             upper = first + torch.maximum(most, torch.zeros_like(most)) * width
-        error = _PLAIN_ERROR if self.piecewise_linear else _LIBRARY_ERROR
-        room = error * torch.maximum(lower.abs(), upper.abs()) + self.jump(low, high)
+            room = room + 2 * _PLAIN_ERROR * torch.maximum(lower.abs(), upper.abs())
         return lower - room, upper + room
+
+    def error(self, z: Tensor, values: Tensor) -> Tensor:
+        """How far the library's values may be from the exact ones.
+
+        Args:
+            z: pre-activations.
+            values: `module(z)`.
+
+        Returns:
+            Like them, > 0.
+        """
+        layer: Any = self.module
+        room = (_PLAIN_ERROR if self.piecewise_linear else _SMOOTH_ERROR) * values.abs()
+        tiny = TINY
+        if self.kind in _CANCELLING:
+            room = room + _LIBRARY_ERROR * z.abs()
+        elif self.kind is nn.Softplus:
+            # exp magnifies the rounding of its argument by the argument; below -1100 it is 0.
+            room = room + 2 * UNIT * (layer.beta * z).clamp(-1100.0, 0.0).abs() * values.abs()
+            tiny = max(tiny, 4 * sys.float_info.min / abs(layer.beta))
+        elif self.kind is nn.CELU:  # z / alpha may underflow
+            tiny = max(tiny, 4 * sys.float_info.min * layer.alpha)
+        return room + tiny
 
 
 def unfit(layer: Any, kind: type[nn.Module]) -> str | None:

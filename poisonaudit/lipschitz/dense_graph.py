@@ -10,10 +10,10 @@ from torch import Tensor
 
 from poisonaudit.lipschitz.activations import Activation, identity
 from poisonaudit.lipschitz.graph import Edge, Graph, Node
-from poisonaudit.lipschitz.linear_maps import Composition, Identity, LinearMap, Matrix, Scale
-from poisonaudit.lipschitz.network import DenseNetwork
+from poisonaudit.lipschitz.linear_maps import Composition, Identity, LinearMap, Matrix, Scale, steps_of
+from poisonaudit.lipschitz.network import SAFE_PRODUCT, DenseNetwork
 from poisonaudit.lipschitz.rearrangement import Rearrangement
-from poisonaudit.lipschitz.window_maps import Average
+from poisonaudit.lipschitz.window_maps import Average, Convolution
 
 # Numbers in the matrices of a network that is written out; beyond, passes through the network cost less.
 MATRIX_ENTRIES = 2**21
@@ -70,27 +70,34 @@ def network_of(graph: Graph) -> DenseNetwork | None:
 
 
 def _mixing(step: LinearMap) -> Iterator[LinearMap]:
-    """A composition in parts, each with at most one map that adds entries up."""
-    parts = list(_parts(step))
+    """A composition in parts, each with at most one map that adds entries up; no product in one leaves float64."""
     group: LinearMap | None = None
-    mixed = False
-    for part in parts:
-        mixes = _mixes(part)
-        if group is not None and mixes and mixed:
+    mixed, least, most = False, 1.0, 1.0
+    for part in steps_of(step):
+        mixes, (small, large) = _mixes(part), _entries(part)
+        if group is not None and ((mixes and mixed) or least * small < SAFE_PRODUCT or most * large > 1 / SAFE_PRODUCT):
             yield group
-            group, mixed = None, False
+            group, mixed, least, most = None, False, 1.0, 1.0
         group = part if group is None else Composition(group, part)
-        mixed = mixed or mixes
+        mixed, least, most = mixed or mixes, least * small, most * large
     assert group is not None
     yield group
 
 
-def _parts(step: LinearMap) -> Iterator[LinearMap]:
-    if isinstance(step, Composition):
-        yield from _parts(step.first)
-        yield from _parts(step.second)
+def _entries(part: LinearMap) -> tuple[float, float]:
+    """Bounds of the least and the largest |entry| of its matrix that are not 0."""
+    if isinstance(part, Scale):
+        values = part.factors
+    elif isinstance(part, Matrix | Convolution):
+        values = part.weight
+    elif isinstance(part, Average):
+        # Those of a row are equal, and there are fewer than `roundings`.
+        sums = part.apply(torch.ones(1, *part.shape_in, dtype=torch.float64))
+        values = torch.cat([sums, sums / part.roundings])
     else:
-        yield step
+        return 1.0, 1.0  # moves entries, or adds and subtracts them
+    values = values.abs()[values != 0]
+    return (float(values.min()), float(values.max())) if values.numel() else (1.0, 1.0)
 
 
 def _mixes(part: LinearMap) -> bool:
@@ -102,6 +109,6 @@ def _mixes(part: LinearMap) -> bool:
 
 def _entry_roundings(step: LinearMap) -> int:
     """Roundings in an entry of the matrix: none in a weight on its own."""
-    parts = [part for part in _parts(step) if not isinstance(part, Identity | Rearrangement)]
+    parts = [part for part in steps_of(step) if not isinstance(part, Identity | Rearrangement)]
     inexact = [part.roundings for part in parts if isinstance(part, Scale | Average)]
     return sum(inexact) + len(parts) - 1 if parts else 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.lipschitz.graph import Graph, Slopes
+from poisonaudit.lipschitz.linear_maps import steps_of
 from poisonaudit.lipschitz.pushing import CHUNK_ENTRIES, Pusher, centre_images
 from poisonaudit.lipschitz.stages import Stages
 
@@ -44,20 +45,41 @@ def absolute_rows(graph: Graph, slopes: Slopes, weights: Tensor, *, everywhere: 
         graph: L nodes.
         slopes: of its activations.
         weights: like an input row, >= 0.
-        everywhere: add 1 to every entry of every node, for the gain of errors made on the way.
+        everywhere: add 1 to every entry of every node, and between the maps on its way there, for the gain of errors
+            made on the way.
 
     Returns:
         Like an output row.
     """
-    added = 1.0 if everywhere else 0.0
+    return absolute_passes(graph, slopes, weights, 1.0 if everywhere else 0.0)[0]
+
+
+def absolute_passes(graph: Graph, slopes: Slopes, weights: Tensor, added: float = 0.0) -> tuple[Tensor, float]:
+    """`absolute_rows`, and the sum of the rows at all nodes and between the maps on the way there.
+
+    Args:
+        graph: L nodes.
+        slopes: of its activations.
+        weights: like an input row, >= 0.
+        added: to every entry of every row.
+
+    Returns:
+        Like an output row, and the sum.
+    """
     values: list[Tensor] = [weights.expand(graph.nodes[0].shape) + added]
+    met = float(values[0].sum())
     for place in range(1, len(graph.nodes)):
         total = torch.zeros(graph.nodes[place].shape, dtype=torch.float64)
         for edge in graph.into(place):
-            total = total + edge.map.absolute().apply(values[edge.source][None])[0]
+            image = values[edge.source][None]
+            for step in steps_of(edge.map):
+                image = step.absolute().apply(image) + added
+                met += float(image.sum())
+            total = total + image[0]
         steepest = slopes.steepest(place)
         values.append((total if steepest is None else total * steepest) + added)
-    return values[-1]
+        met += float(total.sum()) + float(values[-1].sum())
+    return values[-1], met
 
 
 def absolute_bound(stages: Stages) -> float:

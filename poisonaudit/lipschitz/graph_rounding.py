@@ -16,7 +16,10 @@ sum of products of numbers that are not negative: its computed value errs by a f
 
 Underflow: an operation whose result is subnormal, or flushed, adds at most 2^-1022 to one entry in absolute value, and
 reaches the output through absolute values; `absolute_rows(everywhere=True)` bounds the sum of these gains over all
-entries a row sees. There are at most N of them per entry, N = F + G', in each of N steps.
+entries a row sees, those of the stage's input and between two maps of a composition included. There are at most N of
+them per entry, N = F + G', in each of N steps. Rows that are pulled lose it on the way back: what they lose at an entry
+meets the rows of w there, all of which together are at most W, and then reaches the output as before. So 2^-1022 N^2
+(1 + W) times the gain is added.
 
 The plain sum of products is assumed: float64 on a CPU (no Winograd, Fourier or Strassen forms).
 """
@@ -29,7 +32,7 @@ import sys
 import torch
 from torch import Tensor
 
-from poisonaudit.lipschitz.graph_bounds import absolute_rows, columns_met, longest_path
+from poisonaudit.lipschitz.graph_bounds import absolute_passes, absolute_rows, columns_met, longest_path
 from poisonaudit.lipschitz.pushing import row_bounds
 from poisonaudit.lipschitz.stages import Stages
 from poisonaudit.lipschitz.unit import gamma
@@ -57,9 +60,9 @@ def certified_rows(stages: Stages, weights: Tensor | None = None) -> tuple[Tenso
             sound = stages.pass_link(number - 1, sound) * (1.0 + gamma(terms))
         rows = row_bounds(graph, slopes, sound)[graph.output]
         path, met = longest_path(graph), columns_met(graph)
-        absolute = absolute_rows(graph, slopes, sound)
+        absolute, everywhere = absolute_passes(graph, slopes, sound)
         gain = absolute_rows(graph, slopes, sound, everywhere=True)
-        underflow = sys.float_info.min * float(path + met) ** 2 * gain
+        underflow = sys.float_info.min * float(path + met) ** 2 * (1.0 + everywhere) * gain
         sources = len(graph.activations()) + 1
         slack = sources * gamma(path) * (1.0 + gamma(2 * path)) * absolute + underflow
         # K_3's rows are a bound too, and with few layers the smaller slack.

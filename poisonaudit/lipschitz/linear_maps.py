@@ -227,3 +227,12 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap:
 def transposed(original: LinearMap) -> LinearMap:
     """The map the other way round."""
     return original.original if isinstance(original, Transposed) else Transposed(original)
+
+
+def steps_of(step: LinearMap) -> list[LinearMap]:
+    """What a composition does one after another; any other map on its own."""
+    if isinstance(step, Composition):
+        return [*steps_of(step.first), *steps_of(step.second)]
+    if isinstance(step, Transposed):
+        return [transposed(part) for part in reversed(steps_of(step.original))]
+    return [step]

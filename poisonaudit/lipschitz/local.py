@@ -256,12 +256,12 @@ def _radius(
     graph: Graph, row: Tensor, label: int, largest: float, steps: int, box: tuple[Tensor, Tensor] | None
 ) -> float:
     # From small balls up: a ball in which most neurons are unstable costs many times more columns.
-    least = math.ldexp(largest, -steps)
+    least = max(math.ldexp(largest, -steps), math.ulp(0.0))  # which may have come to 0
     proved, refuted = 0.0, least
     while _stays(activation_ranges(graph, row, refuted, box), label):
-        proved, refuted = refuted, 2.0 * refuted
-        if refuted > largest:
-            return proved
+        if refuted >= largest:
+            return refuted
+        proved, refuted = refuted, min(2.0 * refuted, largest)
     while refuted - proved > least:
         middle = 0.5 * (proved + refuted)
         if not proved < middle < refuted:  # neighbours in float64

@@ -26,7 +26,7 @@ from poisonaudit.lipschitz.activations import Activation, activation_of
 from poisonaudit.lipschitz.pieces import ACCEPTED, SCALE_ROUNDINGS, Linear, Piece, Scale, matrix_of, piece_of
 
 # A product of two nonzero numbers below this may have lost digits to underflow.
-_SAFE_PRODUCT = 1e-290
+SAFE_PRODUCT = 1e-290
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class _Rows:
 def _safe(product: Tensor, left: Tensor, right: Tensor) -> bool:
     """Whether no entry of an entrywise product overflowed or came near underflow."""
     zero = (left == 0.0) | (right == 0.0)
-    return bool(((torch.isfinite(product) & (product.abs() >= _SAFE_PRODUCT)) | zero).all())
+    return bool(((torch.isfinite(product) & (product.abs() >= SAFE_PRODUCT)) | zero).all())
 
 
 def scaled(weight: Tensor, steepest: float = 1.0) -> tuple[Tensor, int]:

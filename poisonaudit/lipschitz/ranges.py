@@ -7,9 +7,9 @@ by a chord's slope c +- rho, so every unstable neuron adds a column rho |deviati
 (Singh et al., 2018). Whichever is narrowest at a neuron serves all three from there on.
 
 Rounding is carried along as one more radius per entry (`slack`), propagated through absolute values: what an operation
-may have lost, at most gamma_k times the sum of its absolute terms, is added where it happens. Therefore the
-ranges hold for the exact network with the float64 weights, up to the accuracy of the library's tanh, exp and erf for
-smooth activations (see `activations`).
+may have lost, at most gamma_k times the sum of its absolute terms and a little for underflow, is added where that
+happens. Therefore the ranges hold for the exact network with the float64 weights, up to the accuracy of the library's
+tanh, exp and erf for smooth activations (see `activations`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from poisonaudit.lipschitz.activations import Activation
 from poisonaudit.lipschitz.graph import Graph, Node, Slopes, interval_slopes
-from poisonaudit.lipschitz.linear_maps import LinearMap
-from poisonaudit.lipschitz.unit import UNIT, gamma
+from poisonaudit.lipschitz.linear_maps import LinearMap, steps_of
+from poisonaudit.lipschitz.unit import TINY, UNIT, gamma
 
 # Numbers in the columns of one form: 512 MiB.
 COLUMN_ENTRIES = 2**26
@@ -49,12 +49,18 @@ class AffineForm:
 
     def through(self, step: LinearMap) -> AffineForm:
         """Image under a linear map."""
+        form = self
+        for part in steps_of(step):  # what underflows on the way may be magnified behind it
+            form = form._through(part)
+        return form
+
+    def _through(self, step: LinearMap) -> AffineForm:
         absolute = step.absolute()
         sizes = self.centre.abs() + self.columns.abs().sum(0)
         lost = gamma(step.roundings + 4) * absolute.apply(sizes[None])[0]
         spread = absolute.apply(self.slack[None])[0]
         stacked = step.apply(torch.cat([self.centre[None], self.columns]))
-        return AffineForm(stacked[0], stacked[1:], (spread + lost) * _more(step.roundings) + _TINY)
+        return AffineForm(stacked[0], stacked[1:], (spread + lost) * _more(step.roundings) + TINY)
 
     def plus(self, other: AffineForm) -> AffineForm:
         """Sum, columns of the same number being the same."""
@@ -77,6 +83,8 @@ class AffineForm:
 
     def scaled(self, slopes: Tensor, offset: Tensor, fresh: Tensor, before: int) -> AffineForm:
         """`slopes * form + offset`, and a fresh column of size `fresh` for every entry where it is not 0.
+
+        What these and their last few operations lost to underflow is counted here.
 
         Args:
             slopes: like a row.
@@ -103,10 +111,7 @@ class AffineForm:
         columns = columns.reshape(len(columns), *shape)
         centre = slopes * self.centre + offset
         lost = 4 * UNIT * (centre.abs() + offset.abs() + (slopes * self.columns).abs().sum(0))
-        return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4))
-
-
-_TINY = 2.0**-1000
+        return AffineForm(centre, columns, (slopes.abs() * self.slack + spread + lost) * _more(4) + TINY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +246,7 @@ class _Walk:
         turned = deviation.scaled(middle, torch.zeros_like(own), radius * reach * (1 + 4 * UNIT), self.cone_columns)
         value = activation.module(own)
         steepest = torch.maximum(least.abs(), most.abs())
-        lost = steepest * cone.slack * (1 + 4 * UNIT) + 64 * UNIT * value.abs()
+        lost = steepest * cone.slack * (1 + 4 * UNIT) + activation.error(own, value)
         lost = lost + activation.jump(torch.minimum(low, own - cone.slack), torch.maximum(high, own + cone.slack))
         cone = AffineForm(value, turned.columns, turned.slack + lost)
         self.cone_columns = max(self.cone_columns, len(cone.columns))
@@ -259,8 +264,9 @@ class _Walk:
             middle = 0.5 * (low + high)
             reach = torch.maximum(high - middle, middle - low)
             steep = torch.maximum((slopes[1] - slope).abs(), (slopes[0] - slope).abs()) * reach * (1 + 8 * UNIT)
-            at = activation.module(middle) - slope * middle
-            room = 80 * UNIT * ((slope * middle).abs() + activation.module(middle).abs())
+            value = activation.module(middle)
+            at = value - slope * middle
+            room = 16 * UNIT * ((slope * middle).abs() + value.abs()) + activation.error(middle, value)
             steep = steep + activation.jump(low, high)
             bottom, top = at - steep - room, at + steep + room
         offset = 0.5 * (bottom + top)

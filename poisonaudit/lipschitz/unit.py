@@ -1,10 +1,12 @@
-"""The unit of float64 rounding, and sums of it."""
+"""The unit of float64 rounding, sums of it, and underflow."""
 
 from __future__ import annotations
 
 import math
 
 UNIT = 2.0**-53
+# More than a few operations can lose to underflow, 2^-1022 each.
+TINY = 2.0**-1000
 
 
 def gamma(count: int) -> float:
