@@ -13,6 +13,19 @@ from poisonaudit import lipschitz_bounds
 from poisonaudit.errors import InputRefused, PoisonAuditError
 from poisonaudit.lipschitz import exact_constant, lipschitz_penalty
 from poisonaudit.lipschitz.local import CertifiedRadii, certified_radii, local_lipschitz
+from poisonaudit.lipschitz.network import read_network
+
+
+def sparse_net():
+    net = small()
+    net[0].weight = nn.Parameter(net[0].weight.detach().to_sparse())
+    return net
+
+
+def complex_net():
+    net = small()
+    net[0].weight = nn.Parameter(net[0].weight.detach() + 1j)
+    return net
 
 
 def small(activation=None):
@@ -63,6 +76,22 @@ REFUSED = {
     "largest of text": (lambda: certified_radii(small(), X, Y, largest="a"), "PA314.*largest"),
     "one radius of a curve": (lambda: FOUND.accuracy(0.1), "PA314.*list of radii"),
     "slopes in a list": (lambda: exact_constant([[[1.0]]], slopes=[(0, 1)]), "PA304.*slopes"),
+    "largest without end": (lambda: certified_radii(small(), X, Y, largest=math.inf), "PA304 a ball of radius inf"),
+    "boolean labels": (lambda: certified_radii(small(), X, Y > 0), "PA230.*labels are torch.bool"),
+    "radii of a curve in text": (lambda: FOUND.accuracy("12"), "PA314.*list of radii"),
+    "sparse points": (lambda: lipschitz_bounds(small(), x=X.to_sparse()), "PA230.*sparse_coo.*to_dense"),
+    "sparse rows": (lambda: local_lipschitz(small(), X.to_sparse(), 0.1), "PA230.*sparse_coo.*to_dense"),
+    "sparse labels": (lambda: certified_radii(small(), X, Y.to_sparse()), "PA230.*labels.*sparse_coo"),
+    "sparse matrices": (lambda: lipschitz_bounds([X.to_sparse()]), "PA130 W_0 is a sparse_coo tensor"),
+    "sparse layer": (lambda: read_network(sparse_net()), "PA130.*weight is a sparse_coo tensor"),
+    "sparse weights to train": (lambda: lipschitz_penalty(sparse_net()), "PA130 0.weight is a sparse_coo tensor"),
+    "complex points": (lambda: lipschitz_bounds(small(), x=X + 1j), "PA230 x is torch.complex64"),
+    "margins in text": (lambda: lipschitz_penalty(small(), margins="a"), "PA314.*margins.*True or False"),
+    "no values to train": (lambda: lipschitz_penalty(small().to("meta")), "PA130 0.weight has no values"),
+    "complex weights to train": (
+        lambda: lipschitz_penalty(complex_net()),
+        "PA130 0.weight is torch.complex64",
+    ),
     "no network to train": (lambda: lipschitz_penalty(None), "PA314.*model"),
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.lipschitz.linear_maps import Shape
-from poisonaudit.lipschitz.pieces import as_tensor
+from poisonaudit.lipschitz.pieces import as_tensor, layout_of
 
 Box = tuple[float | Tensor, float | Tensor]
 
@@ -102,6 +102,8 @@ def rows_of(x: Any) -> Tensor:
     Raises:
         InputRefused: PA230, no rows of finite real numbers.
     """
+    if (layout := layout_of(x)) is not None:
+        raise InputRefused("PA230", f"x is a {layout} tensor. Rows are read in full. Pass x.to_dense().")
     try:
         rows = as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as trouble:
@@ -165,13 +167,15 @@ def labels_of(labels: Any, count: int, outputs: int) -> Tensor:
     Raises:
         InputRefused: PA230, they do not fit.
     """
+    if (layout := layout_of(labels)) is not None:
+        raise InputRefused("PA230", f"labels are a {layout} tensor. Every input needs one. Pass labels.to_dense().")
     try:
         found = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as trouble:
         raise InputRefused(
             "PA230", f"labels are a {type(labels).__name__}, not an array of numbers. Pass one class for each input."
         ) from trouble
-    if found.shape != (count,) or found.is_floating_point() or found.is_complex():
+    if found.shape != (count,) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
         raise InputRefused(
             "PA230",
             f"labels are {found.dtype} of shape {tuple(found.shape)}. One class for each of {count} inputs was "
@@ -199,7 +203,8 @@ def radii_of(at: Any) -> Sequence[float]:
         UsageError: PA314, no sequence of numbers.
     """
     try:
-        radii = [float(radius) for radius in at]
+        # The digits of a text are no list.
+        radii = [math.nan] if isinstance(at, str | bytes) else [float(radius) for radius in at]
     except (TypeError, ValueError, RuntimeError):
         radii = [math.nan]
     if any(map(math.isnan, radii)):

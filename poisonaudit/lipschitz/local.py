@@ -292,8 +292,8 @@ def _prepared(model: nn.Module | Sequence[Any], x: Tensor, radius: float) -> tup
     if not 0 <= radius <= LARGEST_RADIUS:
         raise UsageError(
             "PA304",
-            f"radius is {radius}. It is a distance, at most {LARGEST_RADIUS:g}. Pass one, or use "
-            "lipschitz_bounds, which holds everywhere.",
+            f"a ball of radius {radius} was asked for. Radii are distances, at most {LARGEST_RADIUS:g}. Pass one, or "
+            "use lipschitz_bounds, which holds everywhere.",
         )
     rows = rows_of(x)
     if isinstance(model, nn.Module):

@@ -126,6 +126,13 @@ def as_tensor(values: Any) -> Tensor:
     return torch.as_tensor(values, dtype=None if given else torch.float64).detach().cpu()
 
 
+def layout_of(values: Any) -> str | None:
+    """The layout of a sparse tensor, for a refusal; None of anything else."""
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        return str(values.layout).removeprefix("torch.")
+    return None
+
+
 def matrix_of(values: Any, name: str) -> Tensor:
     """A finite, non-empty 2-D float64 copy on the CPU, converted exactly.
 
@@ -142,6 +149,8 @@ def matrix_of(values: Any, name: str) -> Tensor:
     lazy = isinstance(values, Tensor) and (torch.nn.parameter.is_lazy(values) or values.is_meta)
     if lazy:
         raise InputRefused("PA130", f"{name} has no values yet. Load or initialise the weights first.")
+    if (layout := layout_of(values)) is not None:
+        raise InputRefused("PA130", f"{name} is a {layout} tensor. Matrices are read in full. Pass its to_dense().")
     try:
         given = as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from poisonaudit.errors import InputRefused
-from poisonaudit.lipschitz.pieces import as_tensor
+from poisonaudit.lipschitz.pieces import as_tensor, layout_of
 
 
 def points_of(x: object, width: int) -> Tensor:
@@ -22,12 +22,16 @@ def points_of(x: object, width: int) -> Tensor:
     Raises:
         InputRefused: PA230, the points do not fit the network or are not finite.
     """
+    if (layout := layout_of(x)) is not None:
+        raise InputRefused("PA230", f"x is a {layout} tensor. Rows are read in full. Pass x.to_dense().")
     try:
         points = as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputRefused("PA230", f"x is not an array of numbers ({error}). Pass (n, {width}) values.") from error
+    if points.is_complex():
+        raise InputRefused("PA230", f"x is {points.dtype}. Networks of real numbers take real rows. Pass x.real.")
     shape = tuple(points.shape)
-    if points.ndim < 2 or len(points) == 0 or points[0].numel() != width or points.is_complex():
+    if points.ndim < 2 or len(points) == 0 or points[0].numel() != width:
         raise InputRefused("PA230", f"x has shape {shape}. The network takes {width} inputs. Pass rows of {width}.")
     points = points.reshape(len(points), width).to(torch.float64)
     if not bool(torch.isfinite(points).all()):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.layers import SLOPES, leaves
 from poisonaudit.lipschitz.network import Chain
-from poisonaudit.lipschitz.pieces import ACCEPTED, known
+from poisonaudit.lipschitz.pieces import ACCEPTED, known, layout_of
 from poisonaudit.lipschitz.upper import row_bounds, signed_interval
 from poisonaudit.registry import unknown_name
 
@@ -55,7 +55,7 @@ def lipschitz_penalty(
     Raises:
         InputRefused: PA124, weights are NaN; PA130, the network is not one the bound is proved for; the message names
             the layer.
-        UsageError: PA301, unknown norm or reduction; PA314, no module.
+        UsageError: PA301, unknown norm or reduction; PA314, no module, or margins that are neither True nor False.
     """
     if norm not in NORMS:
         raise UsageError("PA301", unknown_name(str(norm), NORMS, "norm").message)
@@ -63,6 +63,8 @@ def lipschitz_penalty(
         raise UsageError("PA301", unknown_name(str(reduction), get_args(Reduction), "reduction").message)
     if not isinstance(model, nn.Module):
         raise wrong_type("lipschitz_penalty", "model", model, "Pass a torch.nn.Module.")
+    if not isinstance(margins, bool):
+        raise wrong_type("lipschitz_penalty", "margins", margins, "Pass True or False.")
     penalty = _penalty(model, norm, reduction, margins)
     if bool(penalty.isnan()):
         raise InputRefused(
@@ -120,6 +122,7 @@ def _chain(weights: list[Tensor], slopes: list[Slopes]) -> Chain:
 def _read(model: nn.Module) -> tuple[list[Tensor], list[Slopes]]:
     """The l + 1 matrices and l pairs of slopes of `network.read_network`, as functions of the live parameters."""
     layers = [(leaf.module, *known(leaf)) for leaf in leaves(model, subclasses=True)]
+    _refuse_weights(model)
     first = next((_weight(module, name) for module, kind, name in layers if kind is nn.Linear), None)
     if first is None:
         raise InputRefused("PA130", f"the network has no Linear layer. There is nothing to bound. Pass {ACCEPTED}.")
@@ -144,6 +147,17 @@ def _read(model: nn.Module) -> tuple[list[Tensor], list[Slopes]]:
             since = first.new_ones(width)
     weights.append(since if since.dim() == 2 else torch.diag(since))
     return weights, slopes
+
+
+def _refuse_weights(model: nn.Module) -> None:
+    """Weights that say nothing yet, or are no real numbers in full; their values are not looked at."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_meta:
+            raise InputRefused("PA130", f"{name} has no values yet. There is nothing to bound. Load or initialise it.")
+        if value.is_complex():
+            raise InputRefused("PA130", f"{name} is {value.dtype}. Real numbers were expected. Use a real network.")
+        if (layout := layout_of(value)) is not None:
+            raise InputRefused("PA130", f"{name} is a {layout} tensor. Weights are read in full. Use its to_dense().")
 
 
 def _weight(module: nn.Linear, name: str) -> Tensor:
