@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from poisonaudit import lipschitz_bounds
-from poisonaudit.errors import InputRefused
+from poisonaudit.errors import InputRefused, UsageError
 from poisonaudit.lipschitz import lipschitz_penalty
 from poisonaudit.lipschitz.local import certified_radii, local_lipschitz
 from poisonaudit.weight_noise import weight_noise
@@ -232,3 +232,41 @@ def test_local_bounds_take_rows_of_more_axes():
 def test_forwards_that_fail_or_leave_nothing_are_one_line(body):
     with pytest.raises(InputRefused, match="PA130 .*"):
         lipschitz_bounds(Own(body).eval(), input_shape=(6,))
+
+
+@pytest.mark.parametrize(
+    ("body", "steepest"),
+    [
+        (lambda h: h * 0.7, 0.7),
+        (lambda h: 1.1 * h, 1.1),
+        (lambda h: h.mul(1e-200), 1e-200),
+        (lambda h: h / 0.3, 1 / 0.3),
+    ],
+)
+def test_numbers_in_forward_keep_all_their_digits(body, steepest):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Conv1d(1, 1, 1, bias=False, dtype=torch.float64)
+
+        def forward(self, x):
+            return body(self.line(x))
+
+    net = Scaled().eval()
+    with torch.no_grad():
+        net.line.weight.fill_(1.0)
+    found = lipschitz_bounds(net, input_shape=(1, 1))
+    assert steepest <= found.certified <= steepest * (1 + 1e-13)
+
+
+@pytest.mark.parametrize(("given", "told"), [({"tune": "no"}, "PA314"), ({"search_work": -1.0}, "PA304")])
+def test_arguments_of_local_bounds(given, told):
+    with pytest.raises(UsageError, match=told):
+        local_lipschitz(small(torch.float64), torch.rand(2, 4, dtype=torch.float64), 0.1, **given)
+
+
+def test_sparse_weights_are_refused():
+    net = nn.Sequential(nn.Linear(4, 3)).double()
+    net[0].weight = nn.Parameter(net[0].weight.detach().to_sparse(), requires_grad=False)
+    with pytest.raises(InputRefused, match=r"PA130 0\.weight is a sparse"):
+        lipschitz_bounds(net.eval())

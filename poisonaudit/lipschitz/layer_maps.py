@@ -17,6 +17,7 @@ from poisonaudit.lipschitz.activations import Activation, activation_of, unfit
 from poisonaudit.lipschitz.functions import Unknown, layer_of
 from poisonaudit.lipschitz.graph import Window
 from poisonaudit.lipschitz.linear_maps import Identity, LinearMap, Matrix, Scale, Shape
+from poisonaudit.lipschitz.pieces import as_tensor
 from poisonaudit.lipschitz.rearrangement import Rearrangement
 from poisonaudit.lipschitz.window_maps import Average, Convolution
 
@@ -290,7 +291,8 @@ def _mean(shape: Shape, arguments: tuple[Any, ...], options: dict[str, Any]) -> 
 def _scaled(name: str, shape: Shape, factor: Any) -> LinearMap:
     if isinstance(factor, bool) or not isinstance(factor, int | float | Tensor):
         raise Unknown("is of two tensors that depend on the input")
-    number = torch.as_tensor(factor).detach().to("cpu", torch.float64)
+    # A plain number in torch's default precision would be rounded to float32.
+    number = as_tensor(factor).to(torch.float64)
     if not bool(torch.isfinite(number).all()):
         raise Unknown("is by a number that is NaN or infinite")
     if number.dim() > len(shape):

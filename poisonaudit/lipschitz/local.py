@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.errors import InputRefused, UsageError
+from poisonaudit.errors import InputRefused, UsageError, wrong_type
 from poisonaudit.lipschitz.arguments import Box, box_of, check_seed, labels_of, number_of, radii_of, rows_of
 from poisonaudit.lipschitz.certified import certified_bound
 from poisonaudit.lipschitz.dense_graph import graph_of
@@ -132,6 +132,10 @@ def local_lipschitz(
     radius, search_work = (
         number_of("local_lipschitz", word, value) for word, value in (("radius", radius), ("search_work", search_work))
     )
+    if not 0 <= search_work < math.inf:
+        raise UsageError("PA304", f"search_work is {search_work}. It counts multiplications. Pass 0 for no search.")
+    if not isinstance(tune, bool):
+        raise wrong_type("local_lipschitz", "tune", tune, "Pass True or False.")
     graph, rows = _prepared(model, x, radius)
     limits = box_of(box, rows)
     try:

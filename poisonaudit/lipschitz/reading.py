@@ -304,7 +304,7 @@ def _shifted(value: _Value, shift: Tensor | float) -> _Value:
     bias = value.bias + shift
     if bias.shape != value.bias.shape:
         raise refused("an addition that makes a tensor larger")
-    terms = value.bias_terms + torch.as_tensor(shift).abs()
+    terms = value.bias_terms + torch.as_tensor(shift, dtype=torch.float64).abs()
     error = value.bias_error + (gamma(2) * terms if bool(value.bias.any()) else 0.0)
     return _Value(value.node, value.map, bias, terms, error)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from poisonaudit.errors import InputRefused
 from poisonaudit.layers import has_forward_hooks
 from poisonaudit.lipschitz.graph import Graph
+from poisonaudit.lipschitz.pieces import layout_of
 
 REFUSED = "PA130"
 # Room for rounding, relative to how much the outputs of rows differ: a large bias hides nothing. What is looked for are
@@ -141,6 +142,8 @@ def refuse_weights(model: nn.Module) -> None:
             raise refused(f"{name} has shape {tuple(value.shape)}, without any number")
         if value.is_complex():
             raise refused(f"{name} is {value.dtype}; real numbers were expected")
+        if (layout := layout_of(value)) is not None:
+            raise refused(f"{name} is a {layout} tensor; weights are read in full")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise refused(f"{name} holds NaN or infinity")
 
