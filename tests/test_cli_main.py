@@ -151,6 +151,7 @@ def test_an_import_that_loses_an_interrupt(kind: str, code: int) -> None:
     """C code may clear the KeyboardInterrupt and fail as if by itself; no other error is excused that way."""
     script = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with interrupts ignored
 from poisonaudit.cli.commands import ls
 from poisonaudit.cli.main import main
 def broken(**_):
