@@ -29,7 +29,7 @@ from poisonaudit.lipschitz.refusals import (
     refuse_what_fails,
     refused,
 )
-from poisonaudit.lipschitz.unit import gamma
+from poisonaudit.lipschitz.unit import TINY, gamma
 from poisonaudit.tracing import LayerTracer, needed_operations, operation_name, overwritten
 
 # Activations whose values are never negative.
@@ -293,6 +293,8 @@ def _applied(value: _Value, affine: Affine) -> _Value:
     terms, error = step.absolute().apply(torch.stack([value.bias_terms, value.bias_error]))
     # A bias that was 0 so far is still exactly 0.
     error = (error + gamma(step.roundings + 4) * terms) * (1.0 + gamma(step.roundings + 8))
+    if bool(value.bias.any()):
+        error = error + TINY
     if shift is not None:
         bias, terms = bias + shift, terms + (shift.abs() if affine.terms is None else affine.terms)
         if affine.terms is not None or bool(value.bias.any()):
