@@ -25,11 +25,19 @@ PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, Exac
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU)
 
 
-def reduced(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Q (d, n) with orthonormal columns and R (n, n) of `W^T = Q R`, W (n, d); in half precision by way of single."""
-    known = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
-    basis, triangle = torch.linalg.qr(known.T)
-    return basis.to(weight), triangle.to(weight)
+def triangle_of(weight: Tensor) -> Tensor:
+    """R (n, n) of `W^T = Q R`, W (n, d) with n < d, without Q."""
+    return torch.linalg.qr(_at_least_single(weight).T, mode="r").R.to(weight)
+
+
+def basis_of(weight: Tensor) -> Tensor:
+    """Q (d, n) of `W^T = Q R`, with orthonormal columns."""
+    return torch.linalg.qr(_at_least_single(weight).T).Q.to(weight)
+
+
+def _at_least_single(weight: Tensor) -> Tensor:
+    """There is no such decomposition in half precision."""
+    return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from poisonaudit.tangent.chain import DenseChain, reduced
+from poisonaudit.tangent.chain import DenseChain, triangle_of
 
 # Rows whose pairwise products are formed; more would take gigabytes.
 ROWS = 256
@@ -35,7 +35,7 @@ def log_mean_matrix_norm(chain: DenseChain, x: Tensor) -> tuple[float, Tensor]:
     weights = list(chain.weights)
     if chain.inputs > weights[0].shape[0]:
         # W_1 = R^T Q^T, and inner products do not see Q.
-        weights[0] = reduced(weights[0])[1].T
+        weights[0] = triangle_of(weights[0]).T
     incoming = [rows.new_full((len(rows), len(rows)), chain.inputs)]
     product = weights[0].expand(len(rows), -1, -1)
     for layer, gate in enumerate(gates[:-1]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poisonaudit.tangent.chain import DenseChain, reduced, slopes
+from poisonaudit.tangent.chain import DenseChain, slopes, triangle_of
 
 # Entries of the batched products held at once: 32 MiB in float64.
 _ENTRIES = 2**22
@@ -50,7 +50,7 @@ def _first_movement(chain: DenseChain) -> Tensor:
         (min(d, n_1), n_1).
     """
     weight = chain.weights[0]
-    return reduced(weight)[1] if chain.inputs > weight.shape[0] else weight.T
+    return triangle_of(weight) if chain.inputs > weight.shape[0] else weight.T
 
 
 def _block(chain: DenseChain, first: Tensor, rows: Tensor, summed: bool, normalised: bool) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from poisonaudit.tangent.chain import DenseChain, activated, reduced
+from poisonaudit.tangent.chain import DenseChain, activated, basis_of
 
 # Entries of the batched products held at once: 32 MiB in float64.
 _ENTRIES = 2**22
@@ -88,7 +88,7 @@ def _forward(chain: DenseChain, rows: Tensor, basis: Tensor | None) -> _Forward:
 
 def _block(chain: DenseChain, rows: Tensor, summed: bool, normalised: bool) -> Tensor:
     first = chain.weights[0]
-    basis = reduced(first)[0] if chain.inputs > first.shape[0] else None
+    basis = basis_of(first) if chain.inputs > first.shape[0] else None
     seen = _forward(chain, rows, basis)
     identity = torch.eye(chain.weights[-1].shape[0], dtype=rows.dtype, device=rows.device)
     above = (identity.sum(0, keepdim=True) if summed else identity).expand(len(rows), -1, -1)
