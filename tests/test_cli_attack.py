@@ -21,10 +21,12 @@ from safetensors.torch import load_file
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.main import cli
 from poisonaudit.cli.pipeline.attack import run_attack
+from poisonaudit.cli.pipeline.stages import Stages
 from poisonaudit.config.catalogue import find_recipe
 from poisonaudit.config.load import load_config
 from poisonaudit.config.schema import AttackConfig
 from poisonaudit.data import load_data
+from poisonaudit.errors import StorageError
 from poisonaudit.report.formats import number
 from poisonaudit.store import RunFolder
 from poisonaudit.verify import retraining as retraining_module
@@ -104,7 +106,6 @@ def test_staged_retraining_is_the_librarys(attacked: Path) -> None:
     from poisonaudit.cli.pipeline.crafting import stored_poison
     from poisonaudit.cli.pipeline.goals import make_budget
     from poisonaudit.cli.pipeline.objectives import make_objective
-    from poisonaudit.cli.pipeline.stages import Stages
 
     config = load_config(AttackConfig, [find_recipe("flip-one-tumour")], TOY)
     report, folder = Reporter(), RunFolder.open(attacked)
@@ -380,3 +381,13 @@ def test_the_inner_method_of_a_recipe_is_used(tmp_path: Path) -> None:
         assert bodies[method]["retrained"]["warm"]["margin_change"] > 0
     assert bodies["adam"]["cost"]["crafting_products"] != bodies["corner"]["cost"]["crafting_products"]
     assert "PA" in call(*WORDS, "--set", "craft.method=adams", "--dry-run", code=2).stderr
+
+
+@pytest.mark.parametrize("damage", ["[]", "{}", '{"result": 3}'])
+def test_stages_of_another_form_are_refused(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder.create("attack", tmp_path / "run")
+    stages = Stages(folder, None, None)  # type: ignore[arg-type]
+    assert stages.result("told", lambda: {"a": 1}) == stages.result("told", dict) == {"a": 1}
+    folder.file("told.json").write_text(damage)
+    with pytest.raises(StorageError, match=r"PA505 .*told\.json does not hold"):
+        stages.result("told", dict)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from poisonaudit.attack import Budget, Poison, craft
@@ -12,10 +11,9 @@ from poisonaudit.attack.progress import CraftState
 from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.exports import storable
 from poisonaudit.cli.pipeline.goals import make_budget, positions_of
-from poisonaudit.cli.pipeline.stages import Stages
+from poisonaudit.cli.pipeline.stages import Stages, as_stored
 from poisonaudit.cli.pipeline.victim import Victim, unit_of
 from poisonaudit.config.schema import AttackConfig
-from poisonaudit.errors import PoisonAuditError, StorageError
 from poisonaudit.store import RunFolder
 from poisonaudit.verify import Trainer, loose_trainer
 
@@ -110,7 +108,7 @@ def stored_state(folder: RunFolder) -> CraftState | None:
     """
     if not (folder.exists(_STATE) and folder.exists(_STATE_FACTS)):
         return None
-    with _as_stored(folder, _STATE_FACTS):
+    with as_stored(folder, _STATE_FACTS):
         facts: dict[str, Any] = {key: value for key, value in folder.read_json(_STATE_FACTS).items() if key != "schema"}
         tensors, count = folder.read_tensors(_STATE), len(facts["values"])
         if len(tensors["deltas"]) < count:
@@ -153,7 +151,7 @@ def stored_poison(folder: RunFolder, victim: Victim, budget: Budget, objective: 
         StorageError: PA505, a file does not hold what a run stores there.
     """
     tensors, facts_file = _files(name)
-    with _as_stored(folder, facts_file):
+    with as_stored(folder, facts_file):
         facts: Mapping[str, Any] = folder.read_json(facts_file)
         stored, weights = folder.read_tensors(tensors), victim.problem.weights
         if not name:
@@ -173,21 +171,6 @@ def stored_poison(folder: RunFolder, victim: Victim, budget: Budget, objective: 
             method=str(facts.get("method", name or "solution_set")),
             gradients=int(facts.get("gradients", 0)),
         )
-
-
-@contextmanager
-def _as_stored(folder: RunFolder, name: str) -> Iterator[None]:
-    """Whatever is amiss with what was read is damage to the file, told in one line."""
-    try:
-        yield
-    except PoisonAuditError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise StorageError(
-            "PA505",
-            f"{folder.path / name} does not hold what a run stores there ({type(error).__name__}: {error}). Restore "
-            "it, or run the command again in another folder.",
-        ) from error
 
 
 def baseline_done(folder: RunFolder, name: str) -> bool:

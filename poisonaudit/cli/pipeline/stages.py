@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from poisonaudit.cli.console import Reporter
 from poisonaudit.cli.pipeline.goals import flat
 from poisonaudit.cli.pipeline.victim import Victim, tensors_of
 from poisonaudit.config.schema import RetrainConfig
+from poisonaudit.errors import PoisonAuditError, StorageError
 from poisonaudit.problem import Problem
 from poisonaudit.results import finite
 from poisonaudit.store import RunFolder
@@ -28,6 +30,32 @@ from poisonaudit.verify import (
     retrainings,
     trained,
 )
+
+
+@contextmanager
+def as_stored(folder: RunFolder, name: str) -> Iterator[None]:
+    """Whatever is amiss with what was read is damage to the file, told in one line.
+
+    Args:
+        folder: of the run.
+        name: of the file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StorageError: PA505, the file does not hold what a run stores there.
+    """
+    try:
+        yield
+    except PoisonAuditError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            "PA505",
+            f"{folder.path / name} does not hold what a run stores there ({type(error).__name__}: {error}). Restore "
+            "it, or run the command again in another folder.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -70,20 +98,21 @@ class Stages:
         ):
             self.folder.write_bytes(file, self.controls.file(file).read_bytes())
         if self.folder.exists(file):
-            known = self.folder.read_metadata(file)
-            if text:
-                self.report.note(f"{text}: kept from before")
-            weights = flat(self.victim, self.folder.read_tensors(file))
-            figure = known["relative_gradient"]
-            return Retraining(
-                weights,
-                seed,
-                bool(known["converged"]),
-                float("inf") if figure is None else float(figure),
-                float(known["seconds"]),
-                {},
-                str(known["reason"]),
-            )
+            with as_stored(self.folder, file):
+                known = self.folder.read_metadata(file)
+                if text:
+                    self.report.note(f"{text}: kept from before")
+                weights = flat(self.victim, self.folder.read_tensors(file))
+                figure = known["relative_gradient"]
+                return Retraining(
+                    weights,
+                    seed,
+                    bool(known["converged"]),
+                    float("inf") if figure is None else float(figure),
+                    float(known["seconds"]),
+                    {},
+                    str(known["reason"]),
+                )
         self.report.stage(text)
         done = train()
         facts = {key: getattr(done, key) for key in ("seed", "converged", "relative_gradient", "seconds", "reason")}
@@ -105,8 +134,8 @@ class Stages:
         file = f"{name}.json"
         if not self.folder.exists(file):
             self.folder.write_json(file, {"schema": "poisonaudit/stage/1", "result": finite(make())})
-        found: dict[str, Any] = self.folder.read_json(file)["result"]
-        return found
+        with as_stored(self.folder, file):
+            return dict(self.folder.read_json(file)["result"])
 
 
 @dataclass(frozen=True)
