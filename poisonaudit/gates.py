@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import UsageError, counted
 from poisonaudit.quantities import (
     ROWS_UNIT,
     flat_outcome,
@@ -238,11 +238,11 @@ def _attack_measure(name: str, value: float | None, doubts: str, details: Mappin
 def _doubts(loose: int, lost: int, controls: int = 0) -> str:
     parts = []
     if loose:
-        parts.append(f"{loose} retraining{'s' if loose > 1 else ''} did not converge")
+        parts.append(f"{counted(loose, 'retraining')} did not converge")
     if controls:
-        parts.append(f"{controls} control{'s' if controls > 1 else ''} did not converge")
+        parts.append(f"{counted(controls, 'control')} did not converge")
     if lost:
-        parts.append(f"{lost} retraining{'s' if lost > 1 else ''} gave no number")
+        parts.append(f"{counted(lost, 'retraining')} gave no number")
     return "; ".join(parts)
 
 

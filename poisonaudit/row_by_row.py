@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_ROWS = 3
+# How many rows are asked for.
+PROBE_ROWS = 3
 # What rounding may make of the same row in another batch, relative to the largest output.
 _SAME = {torch.float64: 1e-8, torch.float32: 1e-3}
 _COARSE = 1e-2
@@ -24,7 +25,7 @@ def why_not_row_by_row(call: Callable[[Tensor], Tensor], x: Tensor, outputs: Ten
     Returns:
         What the output of a row does that it must not, as the end of a sentence; None where nothing was noticed.
     """
-    few = x[:_ROWS]
+    few = x[:PROBE_ROWS]
     together = call(few)
     alone = torch.cat([call(row.unsqueeze(0)) for row in few])
     limit = _SAME.get(outputs.dtype, _COARSE) * float(outputs.abs().max())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from poisonaudit.errors import UsageError
+from poisonaudit.errors import UsageError, counted
 from poisonaudit.quantities import ROWS_UNIT, unconverged_controls, verified_budget
 from poisonaudit.report.costs import cost_of
 from poisonaudit.report.findings import Finding, finding
@@ -209,11 +209,11 @@ def doubts(found: Finding) -> str:
     relevant = [trial for trial in found.decisive if trial.fresh] or list(found.trials)
     # The owner's own training is judged as it is: it aims at no tolerance.
     loose = sum(trial.converged is False and trial.training == "tight" for trial in relevant)
-    told = [f"{loose} retraining{'s' if loose != 1 else ''} did not converge"] * bool(loose)
+    told = [f"{counted(loose, 'retraining')} did not converge"] * bool(loose)
     if found.quantity.measure == "attack.movement":
         # Counted from the control of the same seed.
         controls = unconverged_controls(found.attack.control, of_fresh=any(trial.fresh for trial in relevant))
-        told += [f"{controls} control{'s' if controls != 1 else ''} did not converge"] * bool(controls)
+        told += [f"{counted(controls, 'control')} did not converge"] * bool(controls)
     return "; ".join([*told, *([found.caution] if found.caution else [])])
 
 

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from poisonaudit.errors import InputRefused, expect_kind
 from poisonaudit.layers import changes_when_training, dense_layers
 from poisonaudit.registry import unknown_name
-from poisonaudit.row_by_row import why_not_row_by_row
+from poisonaudit.row_by_row import PROBE_ROWS, why_not_row_by_row
 
 CONVENTIONS = ("jacobian", "sum")
-_PROBE_ROWS = 3
 
 
 def check_convention(outputs: str) -> bool:
@@ -97,7 +96,7 @@ def _refuse_mixed_rows(model: nn.Module, x: Tensor) -> None:
             found: Tensor = model(rows.clone())  # a copy, for the first layer may work in place
         return found
 
-    few = x[:_PROBE_ROWS]
+    few = x[:PROBE_ROWS]
     try:
         outputs = call(few)
         why = why_not_row_by_row(call, few, outputs) if isinstance(outputs, Tensor) else None

@@ -98,10 +98,10 @@ class Stages:
         ):
             self.folder.write_bytes(file, self.controls.file(file).read_bytes())
         if self.folder.exists(file):
+            if text:
+                self.report.note(f"{text}: kept from before")
             with as_stored(self.folder, file):
                 known = self.folder.read_metadata(file)
-                if text:
-                    self.report.note(f"{text}: kept from before")
                 weights = flat(self.victim, self.folder.read_tensors(file))
                 figure = known["relative_gradient"]
                 return Retraining(
